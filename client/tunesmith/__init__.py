@@ -1,0 +1,1 @@
+"""Fine-tune language models on a fleet of your own machines."""
