@@ -1,0 +1,1 @@
+"""The jobs service: accepts, queues, schedules and follows fine-tuning jobs."""

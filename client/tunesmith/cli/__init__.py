@@ -1,0 +1,104 @@
+"""The command line. A table of commands; each one's module is imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import click
+
+
+class _Entry(NamedTuple):
+    section: str
+    target: str
+    help: str
+
+
+# The help text stands here so that `tunesmith --help` imports no command.
+COMMANDS = {
+    "up": _Entry("Platform", "tunesmith.cli.up:up", "Start the whole platform on this machine, and stay."),
+    "serve": _Entry("Platform", "tunesmith.cli.up:serve", "Run one service of a distributed platform."),
+    "submit": _Entry("Jobs", "tunesmith.cli.jobs:submit", "Submit a fine-tuning job from a YAML file."),
+    "list": _Entry("Jobs", "tunesmith.cli.jobs:list_jobs", "List jobs, newest first."),
+    "show": _Entry("Jobs", "tunesmith.cli.jobs:show", "Show one job in full."),
+    "watch": _Entry("Jobs", "tunesmith.cli.follow:watch", "Follow a job live: progress, loss, time left."),
+    "logs": _Entry("Jobs", "tunesmith.cli.follow:logs", "Print or follow the log of a job."),
+    "cancel": _Entry("Jobs", "tunesmith.cli.jobs:cancel", "End a job, with a checkpoint or at once."),
+    "datasets": _Entry("Data and models", "tunesmith.cli.datasets:datasets", "Import, check and list datasets."),
+    "models": _Entry("Data and models", "tunesmith.cli.models:models", "Base models, models and versions."),
+    "nodes": _Entry("Fleet", "tunesmith.cli.nodes:nodes", "List the machines of the fleet."),
+    "version": _Entry("Help", "tunesmith.cli.about:version", "Print the versions of client and server."),
+    "completion": _Entry("Help", "tunesmith.cli.about:completion", "Print the completion script of your shell."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group whose commands are found in `COMMANDS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module, _, attribute = entry.target.partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command), f"{entry.target} is no command"
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            ctx.fail(f"There is no command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, COMMANDS))
+        for section in dict.fromkeys(entry.section for entry in COMMANDS.values()):
+            with formatter.section(section):
+                rows = [
+                    (name.ljust(width), entry.help)
+                    for name, entry in COMMANDS.items()
+                    if entry.section == section
+                ]
+                formatter.write_dl(rows)
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Begin with `tunesmith up`; then, in another terminal, `tunesmith submit job.yaml --watch`.",
+)
+@click.option("--address", metavar="HOST:PORT", help="The server. Default: TUNESMITH_ADDRESS, else the profile.")
+@click.option("--token", help="Your token. Default: TUNESMITH_TOKEN, else the profile `tunesmith up` wrote.")
+@click.option("--project", help="The project. Default: TUNESMITH_PROJECT, else the profile, else `default`.")
+@click.pass_context
+def cli(ctx: click.Context, address: str | None, token: str | None, project: str | None) -> None:
+    """Fine-tune language models on your own machines.
+
+    Every listing takes --json. Exit codes: 0 done, 1 error, 2 wrong usage, 3 not found, 4 the job failed,
+    5 server unavailable, 130 interrupted.
+    """
+    ctx.obj = {"address": address, "token": token, "project": project}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code; errors are sentences on stderr, never tracebacks."""
+    try:
+        result = cli.main(
+            args=list(sys.argv[1:] if argv is None else argv), prog_name="tunesmith", standalone_mode=False
+        )
+    except (Exception, KeyboardInterrupt) as error:
+        # Imported only now: most runs need no word about errors.
+        from tunesmith.cli.failure import report
+
+        return report(error)
+    return result if isinstance(result, int) else 0

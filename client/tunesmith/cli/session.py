@@ -1,0 +1,27 @@
+"""What every command needs: the client of the command line, and its two consoles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tunesmith.client import Client
+
+
+def connect(ctx: click.Context) -> Client:
+    """Returns a client for the address, token and project of the command line."""
+    from tunesmith.client import Client
+
+    given = ctx.find_root().obj
+    return Client(given["address"], given["token"], given["project"])
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Returns the console for stdout (results) or stderr (what happens meanwhile)."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, emoji=False)

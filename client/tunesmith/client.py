@@ -1,0 +1,104 @@
+"""The way in: `Client` blocks, `AsyncClient` is awaited."""
+
+from __future__ import annotations
+
+import weakref
+from types import TracebackType
+from typing import Self
+
+from tunesmith.connection import Connection
+from tunesmith.datasets import Datasets
+from tunesmith.faces import Async, Face, Handle, LoopThread, Sync
+from tunesmith.jobs import Jobs
+from tunesmith.metrics import Metrics
+from tunesmith.models import Models
+from tunesmith.nodes import Fleet, Nodes
+from tunesmith.profile import Profile, resolve
+
+# Long enough for a commit on a busy disk; imports set their own, by size.
+TIMEOUT_SECONDS = 30.0
+
+
+class _Client(Handle[Face]):
+    """What both clients are: the connection, and a handle for each noun."""
+
+    _core: Connection
+    jobs: Jobs[Face]
+    models: Models[Face]
+    datasets: Datasets[Face]
+    metrics: Metrics[Face]
+    nodes: Nodes[Face]
+    fleet: Fleet[Face]
+
+    def __init__(self, core: Connection) -> None:
+        super().__init__(core)
+        self.jobs = Jobs(core)
+        self.models = Models(core)
+        self.datasets = Datasets(core)
+        self.metrics = Metrics(core)
+        self.nodes = Nodes(core)
+        self.fleet = Fleet(core)
+
+    @property
+    def profile(self) -> Profile:
+        """Address, token and project in force."""
+        return self._core.profile
+
+
+class Client(_Client[Sync]):
+    """Client whose methods block. Any thread may use it; close it, or use it in a `with` statement.
+
+    `address` is host:port of the gateway. What is not given comes from the environment
+    (`TUNESMITH_ADDRESS`, `TUNESMITH_TOKEN`, `TUNESMITH_PROJECT`) or from the profile `tunesmith up` wrote.
+    `timeout` is the deadline of a single call in seconds. Raises Unauthenticated when no token is known.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        token: str | None = None,
+        project: str | None = None,
+        *,
+        timeout: float = TIMEOUT_SECONDS,
+    ) -> None:
+        loop = LoopThread()
+        super().__init__(Connection(resolve(address, token, project), timeout, loop))
+        self._shut = weakref.finalize(self, loop.stop, self._core.close)
+
+    def close(self) -> None:
+        """Closes the connection and ends the client's thread. Harmless when repeated."""
+        self._shut()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient(_Client[Async]):
+    """Client whose methods are awaited, on the one event loop it is first used on. Arguments as `Client`."""
+
+    def __init__(
+        self,
+        address: str | None = None,
+        token: str | None = None,
+        project: str | None = None,
+        *,
+        timeout: float = TIMEOUT_SECONDS,
+    ) -> None:
+        super().__init__(Connection(resolve(address, token, project), timeout, None))
+
+    async def close(self) -> None:
+        """Closes the connection; streams under way end."""
+        await self._core.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._core.close()

@@ -1,0 +1,214 @@
+"""The connection of a client: one gRPC channel, its stubs, deadlines and retries."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import grpc
+import grpc.aio
+
+from tunesmith.errors import STATUS_KEY, TunesmithError, Unavailable
+from tunesmith.faces import LoopThread
+from tunesmith.profile import Profile
+from tunesmith.status import from_rpc_error
+
+if TYPE_CHECKING:
+    from tunesmith.api.gateway.v1.fleet_pb2_grpc import FleetServiceAsyncStub
+    from tunesmith.api.jobs.v1.jobs_pb2_grpc import JobServiceAsyncStub
+    from tunesmith.api.metrics.v1.metrics_pb2_grpc import LogServiceAsyncStub, MetricsServiceAsyncStub
+    from tunesmith.api.nodes.v1.nodes_pb2_grpc import NodeServiceAsyncStub
+    from tunesmith.api.registry.v1.blobs_pb2_grpc import BlobServiceAsyncStub
+    from tunesmith.api.registry.v1.datasets_pb2_grpc import DatasetServiceAsyncStub
+    from tunesmith.api.registry.v1.models_pb2_grpc import ModelServiceAsyncStub
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+R = TypeVar("R")
+
+
+class Paged(Protocol):
+    """A request for one page of a listing."""
+
+    page_token: str
+
+
+class Page(Protocol):
+    """An answer with one page of a listing."""
+
+    @property
+    def next_page_token(self) -> str: ...
+
+
+PagedRequest = TypeVar("PagedRequest", bound=Paged)
+PageResponse = TypeVar("PageResponse", bound=Page)
+
+# Four retries wait 1.5 s on average and 3 s at most: a server that restarts is back, one that is not
+# there is reported before the user wonders.
+ATTEMPTS = 5
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
+_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # A curve of a million points in full resolution is 20 MB.
+    ("grpc.max_receive_message_length", 64 << 20),
+]
+
+
+def pauses() -> Iterator[float]:
+    """Yields how long to wait before each further try, in seconds: full jitter over doubling steps."""
+    step = _FIRST_PAUSE
+    while True:
+        yield random.uniform(0, step)
+        step = min(2 * step, _LONGEST_PAUSE)
+
+
+def new_request_id() -> str:
+    """Returns an id that makes a repeated mutation act once."""
+    return uuid.uuid4().hex
+
+
+class Connection:
+    """A channel to the gateway, opened at the first call, on the event loop of that call.
+
+    `timeout` is the deadline of a unary call in seconds. `loop` is the thread of the sync face, or None.
+    """
+
+    def __init__(self, profile: Profile, timeout: float, loop: LoopThread | None) -> None:
+        self.profile = profile
+        self.loop = loop
+        self._timeout = timeout
+        self.metadata = (("authorization", f"Bearer {profile.token}"),)
+
+    @property
+    def project(self) -> str:
+        """Project that unqualified names belong to."""
+        return self.profile.project
+
+    @property
+    def parent(self) -> str:
+        """Resource name of the project."""
+        return f"projects/{self.profile.project}"
+
+    @cached_property
+    def _channel(self) -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(self.profile.address, options=_OPTIONS)
+
+    @cached_property
+    def jobs(self) -> JobServiceAsyncStub:
+        """Stub of JobService."""
+        from tunesmith.api.jobs.v1.jobs_pb2_grpc import JobServiceStub
+
+        return JobServiceStub(self._channel)
+
+    @cached_property
+    def nodes(self) -> NodeServiceAsyncStub:
+        """Stub of NodeService."""
+        from tunesmith.api.nodes.v1.nodes_pb2_grpc import NodeServiceStub
+
+        return NodeServiceStub(self._channel)
+
+    @cached_property
+    def fleet(self) -> FleetServiceAsyncStub:
+        """Stub of FleetService."""
+        from tunesmith.api.gateway.v1.fleet_pb2_grpc import FleetServiceStub
+
+        return FleetServiceStub(self._channel)
+
+    @cached_property
+    def metrics(self) -> MetricsServiceAsyncStub:
+        """Stub of MetricsService."""
+        from tunesmith.api.metrics.v1.metrics_pb2_grpc import MetricsServiceStub
+
+        return MetricsServiceStub(self._channel)
+
+    @cached_property
+    def logs(self) -> LogServiceAsyncStub:
+        """Stub of LogService."""
+        from tunesmith.api.metrics.v1.metrics_pb2_grpc import LogServiceStub
+
+        return LogServiceStub(self._channel)
+
+    @cached_property
+    def models(self) -> ModelServiceAsyncStub:
+        """Stub of ModelService."""
+        from tunesmith.api.registry.v1.models_pb2_grpc import ModelServiceStub
+
+        return ModelServiceStub(self._channel)
+
+    @cached_property
+    def datasets(self) -> DatasetServiceAsyncStub:
+        """Stub of DatasetService."""
+        from tunesmith.api.registry.v1.datasets_pb2_grpc import DatasetServiceStub
+
+        return DatasetServiceStub(self._channel)
+
+    @cached_property
+    def blobs(self) -> BlobServiceAsyncStub:
+        """Stub of BlobService."""
+        from tunesmith.api.registry.v1.blobs_pb2_grpc import BlobServiceStub
+
+        return BlobServiceStub(self._channel)
+
+    async def call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        seconds: float | None = None,
+    ) -> Response:
+        """Calls `method` with a deadline (in `seconds`) and repeats it while the server is unavailable.
+
+        Every rpc of the contract either reads or carries a request id, so a repetition does no harm.
+        Raises the TunesmithError that the server sent.
+        """
+        timeout = seconds or self._timeout
+        return await self.repeat(lambda: method(request, timeout=timeout, metadata=self.metadata))
+
+    async def pages(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[PagedRequest, PageResponse], request: PagedRequest
+    ) -> AsyncGenerator[PageResponse, None]:
+        """Yields the pages of a listing, each asked for when the one before is used up."""
+        while True:
+            page = await self.call(method, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def repeat(self, attempt: Callable[[], Awaitable[R]]) -> R:
+        """Awaits `attempt()`, up to `ATTEMPTS` times with pauses while the server is unavailable."""
+        for number, pause in enumerate(pauses(), start=1):
+            try:
+                return await attempt()
+            except grpc.aio.AioRpcError as failure:
+                error = self.explain(failure)
+            if not isinstance(error, Unavailable) or number == ATTEMPTS:
+                raise error
+            await asyncio.sleep(pause)
+        raise AssertionError("pauses() never ends")
+
+    def explain(self, failure: grpc.aio.AioRpcError) -> TunesmithError:
+        """Returns the error behind a failed call; one without our details comes from the network."""
+        error = from_rpc_error(failure)
+        from_server = any(key == STATUS_KEY for key, _ in failure.trailing_metadata() or ())
+        if isinstance(error, Unavailable) and not from_server:
+            return Unavailable(
+                "SERVICE_UNAVAILABLE",
+                f"cannot reach Tunesmith at {self.profile.address}",
+                field="address",
+                value=self.profile.address,
+                remedy="start it with `tunesmith up`, or set TUNESMITH_ADDRESS to where it runs",
+            )
+        return error
+
+    async def close(self) -> None:
+        """Closes the channel; calls under way end as cancelled."""
+        if "_channel" in self.__dict__:
+            await self._channel.close()

@@ -1,0 +1,234 @@
+"""The one error table: what can go wrong, and how it looks in Python, gRPC and HTTP.
+
+Servers raise these classes, the wire carries them as `google.rpc.Status` with an `ErrorInfo`, and clients
+get the same classes back:
+
+    TunesmithError
+    ├── InvalidArgument      INVALID_ARGUMENT     400  the request is wrong; mend it
+    ├── Unauthenticated      UNAUTHENTICATED      401  no token, or not a valid one
+    ├── PermissionDenied     PERMISSION_DENIED    403  the token does not allow this
+    ├── NotFound             NOT_FOUND            404  no such thing (or not yours)
+    ├── AlreadyExists        ALREADY_EXISTS       409  the name or request id is taken
+    ├── FailedPrecondition   FAILED_PRECONDITION  409  not in the present state
+    ├── Aborted              ABORTED              409  somebody was faster; try again
+    ├── ResourceExhausted    RESOURCE_EXHAUSTED   429  a limit is reached
+    ├── Unimplemented        UNIMPLEMENTED        501  the server does not know the call
+    ├── Unavailable          UNAVAILABLE          503  not reachable now; try again
+    ├── DeadlineExceeded     DEADLINE_EXCEEDED    504  no answer in time
+    └── Internal             INTERNAL             500  our bug
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+DOMAIN = "tunesmith"
+STATUS_KEY = "grpc-status-details-bin"
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One wrong place of a request: where, what was there, what is wrong, what to do."""
+
+    path: str
+    value: str
+    problem: str
+    remedy: str = ""
+
+
+class TunesmithError(Exception):
+    """Base of all errors of Tunesmith. `reason` is stable and listed in `REASONS`."""
+
+    code: ClassVar[int] = 13
+    http_status: ClassVar[int] = 500
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        field: str = "",
+        value: object = "",
+        remedy: str = "",
+        violations: Iterable[Violation] = (),
+    ) -> None:
+        assert reason in REASONS, f"reason {reason} is missing in the error table"
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.field = field
+        self.value = _short(value)
+        self.remedy = remedy
+        self.violations = tuple(violations)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.reason, self.message, self.metadata(), self.violations))
+
+    def metadata(self) -> dict[str, str]:
+        """Field, value and remedy, those that are set, as they travel in `ErrorInfo.metadata`."""
+        pairs = {"field": self.field, "value": self.value, "remedy": self.remedy}
+        return {key: text for key, text in pairs.items() if text}
+
+
+def _rebuild(
+    cls: type[TunesmithError],
+    reason: str,
+    message: str,
+    meta: Mapping[str, str],
+    violations: tuple[Violation, ...],
+) -> TunesmithError:
+    return cls(reason, message, violations=violations, **meta)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+class InvalidArgument(TunesmithError):
+    """The request is wrong, whatever the state; mend it."""
+
+    code, http_status = 3, 400
+
+
+class Unauthenticated(TunesmithError):
+    """No token, or not a valid one."""
+
+    code, http_status = 16, 401
+
+
+class PermissionDenied(TunesmithError):
+    """The token does not allow this."""
+
+    code, http_status = 7, 403
+
+
+class NotFound(TunesmithError):
+    """No such thing, or not yours to see."""
+
+    code, http_status = 5, 404
+
+
+class AlreadyExists(TunesmithError):
+    """The name or request id is taken."""
+
+    code, http_status = 6, 409
+
+
+class FailedPrecondition(TunesmithError):
+    """Not possible in the present state."""
+
+    code, http_status = 9, 409
+
+
+class Aborted(TunesmithError):
+    """Somebody was faster; try again."""
+
+    code, http_status = 10, 409
+
+
+class ResourceExhausted(TunesmithError):
+    """A limit is reached."""
+
+    code, http_status = 8, 429
+
+
+class Unimplemented(TunesmithError):
+    """The server does not know the call."""
+
+    code, http_status = 12, 501
+
+
+class Unavailable(TunesmithError):
+    """Not reachable now; try again."""
+
+    code, http_status = 14, 503
+
+
+class DeadlineExceeded(TunesmithError):
+    """No answer in time."""
+
+    code, http_status = 4, 504
+
+
+class Internal(TunesmithError):
+    """Our bug; the message names the trace to quote."""
+
+    code, http_status = 13, 500
+
+
+# Every reason with its class and what it means. A reason is never reused for something else.
+REASONS: dict[str, tuple[type[TunesmithError], str]] = {
+    "FIELD_INVALID": (InvalidArgument, "one or more fields of the request break their limits"),
+    "NAME_INVALID": (InvalidArgument, "a resource name does not have the required form"),
+    "PAGE_TOKEN_INVALID": (InvalidArgument, "the page token was not made by this server"),
+    "MESSAGE_MALFORMED": (InvalidArgument, "the bytes are no valid message"),
+    "JOB_FILE_INVALID": (InvalidArgument, "the job file has errors"),
+    "SPEC_INCONSISTENT": (InvalidArgument, "fields of the job spec contradict each other"),
+    "DATASET_EMPTY": (InvalidArgument, "the file has no rows"),
+    "DATASET_FORMAT_UNKNOWN": (InvalidArgument, "the format of the file was not recognised"),
+    "DATASET_ROW_INVALID": (InvalidArgument, "rows of the dataset cannot be used"),
+    "BASE_MODEL_UNSAFE": (InvalidArgument, "the model folder holds something that could run code"),
+    "BASE_MODEL_INVALID": (InvalidArgument, "the model folder is not a usable model"),
+    "ARTIFACT_CORRUPT": (FailedPrecondition, "stored content does not match its digest"),
+    "DIGEST_MISMATCH": (InvalidArgument, "the content does not match the digest given"),
+    "SETTING_INVALID": (InvalidArgument, "a setting has a wrong value or is unknown"),
+    "FILE_UNREADABLE": (InvalidArgument, "a local file cannot be read"),
+    "TOKEN_MISSING": (Unauthenticated, "no token was sent"),
+    "TOKEN_INVALID": (Unauthenticated, "the token is not known or expired"),
+    "PERMISSION_MISSING": (PermissionDenied, "the caller's role lacks the permission"),
+    "ORIGIN_REFUSED": (PermissionDenied, "Host or Origin of the HTTP request is not allowed"),
+    "RPC_UNDECLARED": (PermissionDenied, "the rpc declares no permission and is closed for everybody"),
+    "JOB_NOT_FOUND": (NotFound, "no such job"),
+    "NODE_NOT_FOUND": (NotFound, "no such node"),
+    "DATASET_NOT_FOUND": (NotFound, "no such dataset or version"),
+    "BASE_MODEL_NOT_FOUND": (NotFound, "no such base model"),
+    "MODEL_NOT_FOUND": (NotFound, "no such model or version"),
+    "BLOB_NOT_FOUND": (NotFound, "no content is stored under this digest"),
+    "ROUTE_NOT_FOUND": (NotFound, "no such route"),
+    "REQUEST_ID_REUSED": (AlreadyExists, "the request id was used for another request"),
+    "NAME_TAKEN": (AlreadyExists, "the name is taken"),
+    "JOB_TERMINAL": (FailedPrecondition, "the job has finished"),
+    "STALE_EPOCH": (FailedPrecondition, "the attempt was replaced by a newer one"),
+    "STATE_CONFLICT": (FailedPrecondition, "the verb does not fit the present state"),
+    "LEASE_HELD": (FailedPrecondition, "another process holds the lease"),
+    "STORE_UNAVAILABLE": (Unavailable, "the blob store cannot be reached"),
+    "REVISION_CONFLICT": (Aborted, "the resource changed meanwhile"),
+    "MESSAGE_TOO_LARGE": (ResourceExhausted, "the message is larger than allowed"),
+    "DISK_FULL": (ResourceExhausted, "the disk is full"),
+    "RPC_UNKNOWN": (Unimplemented, "the server does not know the rpc"),
+    "BUS_UNAVAILABLE": (Unavailable, "the NATS server cannot be reached"),
+    "DATABASE_UNAVAILABLE": (Unavailable, "the database cannot be reached"),
+    "SERVICE_UNAVAILABLE": (Unavailable, "a service cannot be reached"),
+    "PORT_IN_USE": (Unavailable, "the port is taken by another program"),
+    "PROGRAM_MISSING": (Unavailable, "a program needed is not installed"),
+    "SHUTTING_DOWN": (Unavailable, "the server is shutting down"),
+    "DEADLINE_EXCEEDED": (DeadlineExceeded, "no answer in time"),
+    "INTERNAL": (Internal, "a bug of ours"),
+}
+
+_BY_CODE: dict[int, type[TunesmithError]] = {cls.code: cls for cls in TunesmithError.__subclasses__()}
+_DEFAULT_REASON: dict[int, str] = {
+    3: "MESSAGE_MALFORMED",
+    4: "DEADLINE_EXCEEDED",
+    5: "ROUTE_NOT_FOUND",
+    7: "PERMISSION_MISSING",
+    8: "MESSAGE_TOO_LARGE",
+    12: "RPC_UNKNOWN",
+    14: "SERVICE_UNAVAILABLE",
+    16: "TOKEN_INVALID",
+}
+
+
+def make(
+    code: int,
+    reason: str,
+    message: str,
+    metadata: Mapping[str, str] | None = None,
+    violations: Iterable[Violation] = (),
+) -> TunesmithError:
+    """Builds the error of a gRPC status code (a number) and reason; unknown ones keep their code's class."""
+    if reason not in REASONS:
+        reason = _DEFAULT_REASON.get(code, "INTERNAL")
+    meta = {key: text for key, text in (metadata or {}).items() if key in ("field", "value", "remedy")}
+    return _BY_CODE.get(code, Internal)(reason, message, violations=violations, **meta)

@@ -1,0 +1,179 @@
+"""The YAML job file: what a user writes, with every mistake in it named at once.
+
+The file has the form of the message JobSpec, with the same names. Enums are written short (`cosine`), times
+as `10s`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunesmith import validation
+from tunesmith.api.jobs.v1.spec_pb2 import JobSpec
+from tunesmith.errors import InvalidArgument, Violation
+from tunesmith.jobfields import Reading
+
+
+class _Map(dict[Hashable, Any]):
+    """A mapping of the file that knows on which line each of its keys stands."""
+
+    lines: dict[Hashable, int]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without its traps: `1e-4` is a number, `no` and `2024-01-01` are texts, no key comes twice."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own class attribute
+
+
+_PLAIN = (
+    ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    ("null", r"~|null|Null|NULL|", [*"~nN", ""]),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", [*"-+0123456789"]),
+    ("float", r"[-+]?(?:[0-9]+(?=[eE])|[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", [*"-+.0123456789"]),
+    ("float", r"[-+]?\.inf|\.nan", [*"-+."]),
+    ("merge", r"<<", ["<"]),
+)
+for _tag, _pattern, _first in _PLAIN:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> _Map:
+    lines: dict[Hashable, int] = {}
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in lines:
+            raise yaml.MarkedYAMLError(
+                problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark
+            )
+        lines[key] = key_node.start_mark.line + 1
+    loader.flatten_mapping(node)
+    result = _Map(loader.construct_mapping(node, deep=True))
+    result.lines = lines
+    return result
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def job_spec(spec: JobSpec | Mapping[str, Any] | str | Path, overrides: Iterable[str] = ()) -> JobSpec:
+    """Returns the checked JobSpec of a job file's path, of a mapping of the same form, or of a JobSpec.
+
+    `overrides` are like `training.learning_rate=1e-4`; they win over the file. Raises InvalidArgument with
+    every mistake in `violations`.
+    """
+    overrides = list(overrides)
+    if isinstance(spec, JobSpec):
+        if overrides:
+            raise TypeError("overrides go with a job file or a mapping, not with a JobSpec")
+        return _checked(spec, Reading(JobSpec.DESCRIPTOR), "the job spec")
+    if isinstance(spec, Mapping):
+        return parse(spec, "the job spec", overrides)
+    return parse(read(Path(spec)), str(spec), overrides)
+
+
+def read(path: Path) -> Any:
+    """Returns the plain content of a YAML file. Raises InvalidArgument when it cannot be read."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InvalidArgument(
+            "FILE_UNREADABLE",
+            f"cannot read {path}: {reason}",
+            field="file",
+            value=path,
+            remedy="give the path of a YAML job file",
+        ) from None
+    return _load(text, str(path))
+
+
+def parse(content: Any, source: str, overrides: Iterable[str] = ()) -> JobSpec:
+    """Returns the checked JobSpec of plain content; `source` names it in errors."""
+    content = _overridden(content, overrides)
+    reading, spec = Reading(JobSpec.DESCRIPTOR), JobSpec()
+    if content is not None and not isinstance(content, Mapping):
+        reading.wrong("", content, "is not a mapping of keys to values", "begin with `base_model: ...`")
+    else:
+        reading.fill(spec, content)
+    return _checked(spec, reading, source)
+
+
+def _load(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise InvalidArgument(
+            "JOB_FILE_INVALID",
+            f"{source} is not valid YAML{where}: {problem}",
+            field=f"line {mark.line + 1}" if mark is not None else "",
+            value=_line(text, mark.line) if mark is not None else "",
+            remedy="mend the line; keys and values are written `key: value`, nested keys are indented",
+        ) from None
+
+
+def _line(text: str, index: int) -> str:
+    lines = text.splitlines()
+    return lines[index].strip() if index < len(lines) else ""
+
+
+def _overridden(content: Any, overrides: Iterable[str]) -> Any:
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise InvalidArgument(
+                "JOB_FILE_INVALID",
+                "an override is not of the form key=value",
+                field="--set",
+                value=override,
+                remedy="write it like training.learning_rate=1e-4",
+            )
+        content = _replaced(content, keys, _load(text, f"the value of {path}"))
+    return content
+
+
+def _replaced(content: Any, keys: list[str], value: Any) -> Any:
+    """Returns a copy of nested mappings with the value at the path `keys` replaced."""
+    if not keys:
+        return value
+    copy = _Map(content) if isinstance(content, Mapping) else _Map()
+    copy.lines = dict(getattr(content, "lines", {}))
+    copy.lines.pop(keys[0], None)
+    copy[keys[0]] = _replaced(copy.get(keys[0]), keys[1:], value)
+    return copy
+
+
+def _checked(spec: JobSpec, reading: Reading, source: str) -> JobSpec:
+    # A field already noted as wrong was left out, so that it would be noted again as missing.
+    noted = {mistake.path for mistake in reading.mistakes}
+    found = reading.mistakes + [wrong for wrong in validation.violations(spec) if wrong.path not in noted]
+    if not found:
+        return spec
+    # In the order of the file; what is missing stands on no line and comes last.
+    found.sort(key=lambda wrong: reading.lines.get(wrong.path) or 10**9)
+    found = [_with_line(wrong, reading.lines.get(wrong.path, 0)) for wrong in found]
+    if len(found) > 1:
+        raise InvalidArgument("JOB_FILE_INVALID", f"{source} has {len(found)} errors", violations=found)
+    only = found[0]
+    raise InvalidArgument(
+        "JOB_FILE_INVALID",
+        f"{source}: {only.path} {only.problem}",
+        field=only.path,
+        value=only.value,
+        remedy=only.remedy,
+        violations=found,
+    )
+
+
+def _with_line(wrong: Violation, line: int) -> Violation:
+    problem = f"{wrong.problem} (line {line})" if line else wrong.problem
+    return Violation(wrong.path, wrong.value, problem, wrong.remedy)

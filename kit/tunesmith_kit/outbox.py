@@ -1,0 +1,167 @@
+"""The outbox: an event is a row of the transaction that changes the state, and leaves through the relay.
+
+So a change and its event cannot part, and a bus that lost its disk costs nothing: the relay sees that the
+stream is shorter than what it had confirmed and publishes the kept rows again under the same ids.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.orm import Session
+
+from tunesmith_kit.bus import Bus
+from tunesmith_kit.db import Database
+from tunesmith_kit.envelope import event_headers
+from tunesmith_kit.telemetry import METRICS
+
+log = logging.getLogger(__name__)
+_BATCH = 500
+_KEPT_FOR_REPUBLISH = timedelta(hours=24)
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A message to be sent with the transaction. `event_id` becomes its `Nats-Msg-Id`."""
+
+    event_id: str
+    subject: str
+    message: Message
+    resource: str
+    revision: int
+    time: datetime
+    traceparent: str = ""
+
+
+def outbox_table(metadata: MetaData) -> Table:
+    """Returns the table of events, sent and unsent; it is also the history a client lists."""
+    return Table(
+        "outbox",
+        metadata,
+        Column("event_id", String(26), primary_key=True),
+        Column("revision", BigInteger, nullable=False),
+        Column("resource", String(300), nullable=False),
+        Column("subject", String(300), nullable=False),
+        Column("type", String(200), nullable=False),
+        Column("payload", LargeBinary, nullable=False),
+        Column("traceparent", String(60), nullable=False),
+        Column("time", DateTime(timezone=True), nullable=False),
+        Column("published_seq", BigInteger, nullable=True),
+        Index("ix_outbox_published_seq", "published_seq", "event_id"),
+        Index("ix_outbox_resource", "resource", "event_id"),
+    )
+
+
+def add(session: Session, table: Table, outgoing: Outgoing) -> None:
+    """Puts a message into the outbox within the caller's transaction."""
+    session.execute(
+        insert(table).values(
+            event_id=outgoing.event_id,
+            revision=outgoing.revision,
+            resource=outgoing.resource,
+            subject=outgoing.subject,
+            type=outgoing.message.DESCRIPTOR.full_name,
+            payload=outgoing.message.SerializeToString(),
+            traceparent=outgoing.traceparent,
+            time=outgoing.time,
+        )
+    )
+
+
+def timestamp(time: datetime | None) -> Timestamp | None:
+    """Returns a time as protobuf; SQLite gives times back without their zone, which is UTC."""
+    if time is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(time.replace(tzinfo=UTC) if time.tzinfo is None else time)
+    return stamp
+
+
+class OutboxRelay:
+    """Publishes the unsent rows of one outbox, in their order, until it is cancelled."""
+
+    def __init__(self, db: Database, bus: Bus, table: Table, source: str) -> None:
+        self._db, self._bus, self._table, self._source = db, bus, table, source
+        self._wake = asyncio.Event()
+        db.on_commit(self._wake.set)
+        bus.on_reconnect(self._wake.set)
+
+    async def run(self) -> None:
+        """Sends rows as they come; a poll each second finds those of other replicas."""
+        await self._send_lost_again()
+        connected = self._bus.connected_since()
+        while True:
+            self._wake.clear()
+            if self._bus.connected_since() != connected:
+                connected = self._bus.connected_since()
+                await self._send_lost_again()
+            while await self._send_batch():
+                pass
+            try:
+                await asyncio.wait_for(self._wake.wait(), 1.0)
+            except TimeoutError:
+                continue
+
+    async def _send_batch(self) -> bool:
+        table = self._table
+        query = select(table).where(table.c.published_seq.is_(None)).order_by(table.c.event_id).limit(_BATCH)
+        rows = await self._db.read(lambda session: session.execute(query).all())
+        if not rows:
+            METRICS.outbox_age.labels(service=self._source).set(0)
+            return False
+        oldest = rows[0].time.replace(tzinfo=UTC) if rows[0].time.tzinfo is None else rows[0].time
+        METRICS.outbox_age.labels(service=self._source).set((datetime.now(UTC) - oldest).total_seconds())
+        sends = [
+            self._bus.publish(
+                row.subject,
+                bytes(row.payload),
+                msg_id=row.event_id,
+                headers=event_headers(
+                    row.event_id, row.type, f"tunesmith/{self._source}", row.time, row.traceparent
+                ),
+            )
+            for row in rows
+        ]
+        acks = await asyncio.gather(*sends)
+        sent = {row.event_id: ack.seq for row, ack in zip(rows, acks, strict=True)}
+
+        def mark(session: Session) -> None:
+            for event_id, seq in sent.items():
+                session.execute(update(table).where(table.c.event_id == event_id).values(published_seq=seq))
+
+        await self._db.write(mark)
+        return len(rows) == _BATCH
+
+    async def _send_lost_again(self) -> None:
+        """Marks rows unsent when the newest confirmed one is no longer in the stream: the bus lost its disk."""
+        table = self._table
+        since = datetime.now(UTC) - _KEPT_FOR_REPUBLISH
+        recent = (table.c.time > since) & table.c.subject.like("%.evt.%")
+        query = select(table.c.event_id, table.c.published_seq).where(
+            recent, table.c.published_seq.is_not(None)
+        )
+        newest = await self._db.read(
+            lambda s: s.execute(query.order_by(table.c.published_seq.desc()).limit(1)).first()
+        )
+        if newest is None or await self._bus.msg_id_at("EVENTS", newest.published_seq) == newest.event_id:
+            return
+        await self._db.write(lambda s: s.execute(update(table).where(recent).values(published_seq=None)))
+        log.warning(
+            "the bus lost events; publishing those of the last day again", extra={"service": self._source}
+        )

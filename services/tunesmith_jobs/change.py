@@ -1,0 +1,122 @@
+"""One change of a job or node within a transaction: its new form, its revision and its events leave together."""
+
+from datetime import datetime
+
+from google.protobuf.message import Message
+from sqlalchemy.orm import Session
+
+from tunesmith.api.jobs.v1 import events_pb2, jobs_pb2, state_pb2
+from tunesmith.api.nodes.v1 import events_pb2 as node_events_pb2
+from tunesmith.api.nodes.v1 import nodes_pb2
+from tunesmith_jobs import machine
+from tunesmith_jobs.tables import OUTBOX, REVISION, AttemptRow, JobRow, NodeRow
+from tunesmith_kit import outbox, subjects
+from tunesmith_kit.db import next_revision
+from tunesmith_kit.ids import new_ulid
+
+
+class JobChange:
+    """Collects what happens to one job and saves it as one revision."""
+
+    def __init__(self, session: Session, row: JobRow, actor: str, now: datetime) -> None:
+        self.session, self.row, self.actor, self.now = session, row, actor, now
+        self.job = jobs_pb2.Job.FromString(row.body)
+        self._events: list[tuple[str, events_pb2.JobEvent]] = []
+
+    def move(self, outcome: machine.Outcome, failure: state_pb2.Failure | None = None, version: str = "") -> None:
+        """Takes the job to another state and says so."""
+        old, new = self.job.state, outcome.state
+        assert new in machine.TRANSITIONS[old], f"no transition {old} -> {new}"
+        self.job.state, self.job.state_reason = new, outcome.reason
+        self.job.active = new not in machine.TERMINAL and new != machine.PAUSED
+        self.job.terminal = new in machine.TERMINAL
+        if self.job.terminal:
+            self.job.end_time.FromDatetime(self.now)
+        if new == machine.FAILED and failure is not None:
+            self.job.failure.CopyFrom(failure)
+        changed = events_pb2.JobStateChanged(from_state=old, to_state=new, reason=outcome.reason, model_version=version)
+        if failure is not None:
+            changed.failure.CopyFrom(failure)
+        self.say("state_changed", changed)
+
+    def say(self, kind: str, event: Message, epoch: int | None = None) -> None:
+        """Adds an event; `kind` names the field of the envelope's oneof and ends the subject."""
+        envelope = events_pb2.JobEvent(
+            event_id=new_ulid(),
+            actor=self.actor,
+            job=self.job.name,
+            display_name=self.job.display_name,
+            epoch=self.job.epoch if epoch is None else epoch,
+            traceparent=self.job.traceparent,
+        )
+        envelope.time.FromDatetime(self.now)
+        getattr(envelope, kind).CopyFrom(event)
+        self._events.append((kind, envelope))
+
+    def save(self) -> jobs_pb2.Job:
+        """Writes the job under the next revision, its events into the outbox, and returns the job."""
+        revision = next_revision(self.session, REVISION)
+        job, row = self.job, self.row
+        job.revision = revision
+        job.update_time.FromDatetime(self.now)
+        row.state, row.epoch, row.revision = job.state, job.epoch, revision
+        row.body = job.SerializeToString()
+        self.session.add(row)
+        for kind, envelope in self._events:
+            envelope.revision = revision
+            name = "created" if kind == "created" else kind
+            self._send(subjects.job_event(row.project, row.id, name), envelope, envelope.event_id, job.name)
+        self._events.clear()
+        return job
+
+    def command(self, attempt: AttemptRow, verb: str, command: node_events_pb2.NodeCommand) -> None:
+        """Sends a command about an attempt to its node."""
+        command.command_id = new_ulid()
+        command.time.FromDatetime(self.now)
+        command.job, command.epoch, command.traceparent = self.job.name, attempt.epoch, self.job.traceparent
+        self._send(subjects.command(attempt.node, verb), command, command.command_id, f"nodes/{attempt.node}")
+
+    def _send(self, subject: str, message: Message, event_id: str, resource: str) -> None:
+        outgoing = outbox.Outgoing(
+            event_id, subject, message, resource, self.job.revision, self.now, self.job.traceparent
+        )
+        outbox.add(self.session, OUTBOX, outgoing)
+
+
+def save_node(
+    session: Session, row: NodeRow, node: nodes_pb2.Node, now: datetime, kind: str = "", event: Message | None = None
+) -> nodes_pb2.Node:
+    """Writes a node under the next revision, with an event if one is given, and returns it."""
+    revision = next_revision(session, REVISION)
+    node.revision = revision
+    row.state, row.revision, row.body = node.state, revision, node.SerializeToString()
+    session.add(row)
+    if event is not None:
+        envelope = node_events_pb2.NodeEvent(
+            event_id=new_ulid(), revision=revision, actor="service/jobs", node=node.name
+        )
+        envelope.time.FromDatetime(now)
+        getattr(envelope, kind).CopyFrom(event)
+        subject = subjects.node_event(row.id, kind)
+        outbox.add(session, OUTBOX, outbox.Outgoing(envelope.event_id, subject, envelope, node.name, revision, now))
+    return node
+
+
+def save_attempt(
+    change: JobChange, row: AttemptRow, new: state_pb2.AttemptState, failure: state_pb2.Failure | None = None
+) -> None:
+    """Takes an attempt to another state and says so through its job's change."""
+    attempt = state_pb2.Attempt.FromString(row.body)
+    moved = events_pb2.AttemptStateChanged(from_state=attempt.state, to_state=new, nodes=attempt.nodes)
+    if failure is not None:
+        moved.failure.CopyFrom(failure)
+        attempt.failure.CopyFrom(failure)
+    attempt.state = new
+    if new == state_pb2.ATTEMPT_STATE_RUNNING:
+        attempt.start_time.FromDatetime(change.now)
+    row.ended = new in machine.ATTEMPT_ENDS
+    if row.ended:
+        attempt.end_time.FromDatetime(change.now)
+    row.state, row.body = new, attempt.SerializeToString()
+    change.session.add(row)
+    change.say("attempt_state_changed", moved, epoch=row.epoch)

@@ -1,0 +1,84 @@
+"""Wires the jobs service."""
+
+import asyncio
+from dataclasses import dataclass
+
+from tunesmith.api.jobs.v1 import jobs_pb2, jobs_pb2_grpc
+from tunesmith.api.nodes.v1 import nodes_pb2, nodes_pb2_grpc
+from tunesmith.api.registry.v1 import events_pb2
+from tunesmith_jobs.events import HEARD, RegistryAnswers
+from tunesmith_jobs.fleet import FleetStore
+from tunesmith_jobs.leases import LeaseMonitor
+from tunesmith_jobs.scheduler import Scheduler
+from tunesmith_jobs.service import JobService, NodeService
+from tunesmith_jobs.store import JobStore
+from tunesmith_jobs.tables import METADATA, OUTBOX
+from tunesmith_kit import migrate, subjects
+from tunesmith_kit.bus import Bus
+from tunesmith_kit.clock import SystemClock
+from tunesmith_kit.consumer import Delivery
+from tunesmith_kit.db import Database
+from tunesmith_kit.host import Running, ServiceSpec
+from tunesmith_kit.lease import LeaseWatcher
+from tunesmith_kit.outbox import OutboxRelay
+from tunesmith_kit.rpc import RpcServer, internal_authenticator
+from tunesmith_kit.settings import ServiceSettings
+from tunesmith_kit.tasks import Tasks
+from tunesmith_kit.telemetry import Telemetry
+from tunesmith_kit.watch import CommitSignal
+
+
+@dataclass(frozen=True)
+class JobsSettings(ServiceSettings):
+    """Settings of the jobs service: those of every service."""
+
+
+async def build(settings: JobsSettings, telemetry: Telemetry) -> Running:
+    """Starts the service: database, bus, loops, rpc server."""
+    url, clock, tasks = settings.database("jobs"), SystemClock(), Tasks()
+    await asyncio.to_thread(migrate.upgrade, url, "jobs", METADATA)
+    db = Database(url, "jobs")
+    bus = await Bus.connect(
+        settings.nats_url, settings.nats_token, "service/jobs", num_replicas=settings.num_replicas
+    )
+
+    store, fleet, signal = JobStore(db, clock), FleetStore(db, clock), CommitSignal(db)
+    answers, watcher = RegistryAnswers(db, clock), LeaseWatcher(bus)
+    await watcher.start()
+    tasks.spawn("outbox", OutboxRelay(db, bus, OUTBOX, "jobs").run)
+    tasks.spawn("scheduler", Scheduler(db, clock).run)
+    tasks.spawn("leases", LeaseMonitor(fleet, watcher, clock).run)
+
+    async def hear(message: Delivery) -> None:
+        await answers.hear(events_pb2.RegistryEvent.FromString(message.payload))
+
+    heard = await bus.consume("EVENTS", "jobs-registry", hear, filter_subjects=subjects.any_event("job", *HEARD))
+
+    server = RpcServer(
+        telemetry,
+        internal_authenticator(settings.internal_token),
+        [
+            (jobs_pb2_grpc.add_JobServiceServicer_to_server, JobService(store, signal)),
+            (nodes_pb2_grpc.add_NodeServiceServicer_to_server, NodeService(fleet, store, signal)),
+        ],
+        names=[
+            jobs_pb2.DESCRIPTOR.services_by_name["JobService"].full_name,
+            nodes_pb2.DESCRIPTOR.services_by_name["NodeService"].full_name,
+        ],
+    )
+    address = await server.start(settings.host, settings.port)
+
+    async def stop() -> None:
+        await server.stop()
+        await heard.stop()
+        await tasks.stop()
+        await bus.close()
+        await db.close()
+
+    async def ready() -> str:
+        return "" if bus.connected_since() is not None else "waiting for the bus"
+
+    return Running(address, stop, ready)
+
+
+service = ServiceSpec("jobs", JobsSettings, build)

@@ -1,0 +1,235 @@
+"""Jobs, attempts and nodes in the database: reading, and the changes a user asks for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from tunesmith.api.jobs.v1 import events_pb2, jobs_pb2, spec_pb2, state_pb2
+from tunesmith.api.nodes.v1 import events_pb2 as node_events_pb2
+from tunesmith.api.nodes.v1 import nodes_pb2
+from tunesmith.errors import NotFound
+from tunesmith_jobs import machine, spec
+from tunesmith_jobs.change import JobChange
+from tunesmith_jobs.tables import OUTBOX, REQUESTS, REVISION, AttemptRow, JobRow, NodeRow
+from tunesmith_kit import names
+from tunesmith_kit.clock import Clock
+from tunesmith_kit.db import Database, current_revision
+from tunesmith_kit.idempotency import once
+from tunesmith_kit.ids import is_ulid, new_ulid, short_suffix
+
+_WATCH_BATCH = 500
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, and in which trace."""
+
+    name: str
+    traceparent: str = ""
+
+
+def find(session: Session, project: str, job: str) -> JobRow:
+    """Returns a job by its id or readable name, locked for this transaction where the database can.
+
+    Raises:
+        NotFound: the project has no such job.
+    """
+    column = JobRow.id if is_ulid(job) else JobRow.display_name
+    query = select(JobRow).where(JobRow.project == project, column == job).with_for_update()  # type: ignore[arg-type]
+    row = session.execute(query).scalar_one_or_none()
+    if row is None:
+        raise NotFound(
+            "JOB_NOT_FOUND",
+            f"there is no job {job} in project {project}",
+            field="name",
+            value=job,
+            remedy="`tunesmith list` shows the jobs of the project",
+        )
+    return row
+
+
+def live_attempt(session: Session, job_id: str, epoch: int) -> AttemptRow | None:
+    """Returns the attempt of this epoch if it has not ended."""
+    row = session.get(AttemptRow, (job_id, epoch))
+    return row if row is not None and not row.ended else None
+
+
+class JobStore:
+    """What the rpcs of JobService need."""
+
+    def __init__(self, db: Database, clock: Clock) -> None:
+        self._db, self._clock = db, clock
+
+    async def create(self, request: jobs_pb2.CreateJobRequest, caller: Caller) -> jobs_pb2.Job:
+        """Accepts a job in state VALIDATING, once for a request id."""
+        (project,) = names.parse("projects/*", request.parent, "parent")
+        full = spec.complete(request.spec)
+
+        def act(session: Session) -> jobs_pb2.CreateJobResponse:
+            return once(
+                session,
+                REQUESTS,
+                caller.name,
+                request,
+                lambda: jobs_pb2.CreateJobResponse(job=self._insert(session, project, full, caller)),
+                jobs_pb2.CreateJobResponse,
+            )
+
+        if request.validate_only:
+            return self._draft(project, full, caller)
+        return (await self._db.write(act)).job
+
+    def _draft(self, project: str, full: spec_pb2.JobSpec, caller: Caller) -> jobs_pb2.Job:
+        job_id = new_ulid()
+        job = jobs_pb2.Job(
+            name=f"projects/{project}/jobs/{job_id}",
+            job_id=job_id,
+            display_name=f"{full.experiment}-{short_suffix()}",
+            spec=full,
+            spec_digest=spec.digest(full),
+            desired=state_pb2.DESIRED_RUN,
+            state=machine.VALIDATING,
+            active=True,
+            creator=caller.name,
+            traceparent=caller.traceparent,
+        )
+        job.create_time.FromDatetime(self._clock.now())
+        return job
+
+    def _insert(self, session: Session, project: str, full: spec_pb2.JobSpec, caller: Caller) -> jobs_pb2.Job:
+        job = self._draft(project, full, caller)
+        row = JobRow(
+            id=job.job_id,
+            project=project,
+            display_name=job.display_name,
+            experiment=full.experiment,
+            state=job.state,
+            priority=full.resources.priority,
+            epoch=0,
+            revision=0,
+            body=job.SerializeToString(),
+        )
+        change = JobChange(session, row, caller.name, self._clock.now())
+        change.say("created", events_pb2.JobCreated(spec=full))
+        return change.save()
+
+    async def get(self, name: str) -> jobs_pb2.Job:
+        """Returns one job."""
+        project, job = names.parse("projects/*/jobs/*", name)
+        return await self._db.read(lambda session: jobs_pb2.Job.FromString(find(session, project, job).body))
+
+    async def list(self, request: jobs_pb2.ListJobsRequest) -> jobs_pb2.ListJobsResponse:
+        """Returns a page of jobs, newest first."""
+        (project,) = names.parse("projects/*", request.parent, "parent")
+        size, cursor = names.page_size(request.page_size), names.page_cursor("jobs", request.page_token)
+        query = select(JobRow.id, JobRow.body).where(JobRow.project == project)  # type: ignore[call-overload]
+        if request.states:
+            query = query.where(JobRow.state.in_(list(request.states)))  # type: ignore[attr-defined]
+        if request.experiment:
+            query = query.where(JobRow.experiment == request.experiment)
+        if cursor:
+            query = query.where(JobRow.id < cursor)
+        query = query.order_by(JobRow.id.desc()).limit(size + 1)  # type: ignore[attr-defined]
+
+        def read(session: Session) -> jobs_pb2.ListJobsResponse:
+            # The revision is read first: a change between the two reads is sent again, never missed.
+            revision = current_revision(session, REVISION)
+            rows = session.execute(query).all()
+            jobs = [jobs_pb2.Job.FromString(row.body) for row in rows[:size]]
+            token = names.page_token("jobs", rows[size - 1].id) if len(rows) > size else ""
+            return jobs_pb2.ListJobsResponse(jobs=jobs, next_page_token=token, revision=revision)
+
+        return await self._db.read(read)
+
+    async def cancel(self, request: jobs_pb2.CancelJobRequest, caller: Caller) -> jobs_pb2.Job:
+        """Asks for the end of a job; what has no processes ends at once."""
+        project, name = names.parse("projects/*/jobs/*", request.name)
+        kill = request.mode == jobs_pb2.CANCEL_MODE_NOW
+
+        def act(session: Session) -> jobs_pb2.CancelJobResponse:
+            change = JobChange(session, find(session, project, name), caller.name, self._clock.now())
+            outcome = machine.after_cancel(change.job.state)
+            change.job.desired = state_pb2.DESIRED_KILL if kill else state_pb2.DESIRED_CANCEL
+            if outcome.state != change.job.state:
+                change.move(outcome)
+            attempt = live_attempt(session, change.row.id, change.job.epoch)
+            if attempt is not None:
+                command = node_events_pb2.NodeCommand()
+                (command.kill if kill else command.stop).SetInParent()
+                change.command(attempt, "kill" if kill else "stop", command)
+            return jobs_pb2.CancelJobResponse(job=change.save())
+
+        answer = await self._db.write(
+            lambda s: once(s, REQUESTS, caller.name, request, lambda: act(s), jobs_pb2.CancelJobResponse)
+        )
+        return answer.job
+
+    async def attempts(self, request: jobs_pb2.ListAttemptsRequest) -> jobs_pb2.ListAttemptsResponse:
+        """Returns a page of a job's attempts, newest first."""
+        project, name = names.parse("projects/*/jobs/*", request.parent, "parent")
+        size, cursor = names.page_size(request.page_size), names.page_cursor("attempts", request.page_token)
+
+        def read(session: Session) -> jobs_pb2.ListAttemptsResponse:
+            query = select(AttemptRow).where(AttemptRow.job_id == find(session, project, name).id)  # type: ignore[arg-type]
+            if cursor:
+                query = query.where(AttemptRow.epoch < int(cursor))  # type: ignore[arg-type]
+            rows = session.execute(query.order_by(AttemptRow.epoch.desc()).limit(size + 1)).scalars().all()  # type: ignore[attr-defined]
+            token = names.page_token("attempts", str(rows[size - 1].epoch)) if len(rows) > size else ""
+            attempts = [state_pb2.Attempt.FromString(row.body) for row in rows[:size]]
+            return jobs_pb2.ListAttemptsResponse(attempts=attempts, next_page_token=token)
+
+        return await self._db.read(read)
+
+    async def events(self, request: jobs_pb2.ListJobEventsRequest) -> jobs_pb2.ListJobEventsResponse:
+        """Returns a page of what happened to a job, oldest first."""
+        project, name = names.parse("projects/*/jobs/*", request.parent, "parent")
+        size, cursor = names.page_size(request.page_size), names.page_cursor("events", request.page_token)
+
+        def read(session: Session) -> jobs_pb2.ListJobEventsResponse:
+            resource = f"projects/{project}/jobs/{find(session, project, name).id}"
+            query = select(OUTBOX.c.event_id, OUTBOX.c.payload).where(OUTBOX.c.resource == resource)
+            query = query.where(OUTBOX.c.event_id > cursor).order_by(OUTBOX.c.event_id).limit(size + 1)
+            rows = session.execute(query).all()
+            events = [events_pb2.JobEvent.FromString(row.payload) for row in rows[:size]]
+            token = names.page_token("events", rows[size - 1].event_id) if len(rows) > size else ""
+            return jobs_pb2.ListJobEventsResponse(events=events, next_page_token=token)
+
+        return await self._db.read(read)
+
+    async def changed_jobs(self, project: str, revision: int) -> tuple[Sequence[jobs_pb2.Job], int]:
+        """Returns the jobs changed after `revision` (0: all that are not finished) and the revision reached."""
+
+        def read(session: Session) -> tuple[Sequence[jobs_pb2.Job], int]:
+            reached = current_revision(session, REVISION)
+            query = select(JobRow).where(JobRow.revision > revision)  # type: ignore[arg-type]
+            if project != "-":
+                query = query.where(JobRow.project == project)  # type: ignore[arg-type]
+            if revision == 0:
+                query = query.where(JobRow.state.not_in(machine.TERMINAL))  # type: ignore[attr-defined]
+            return _changes(session, query.order_by(JobRow.revision), jobs_pb2.Job, reached)  # type: ignore[arg-type]
+
+        return await self._db.read(read)
+
+    async def changed_nodes(self, revision: int) -> tuple[Sequence[nodes_pb2.Node], int]:
+        """Returns the nodes changed after `revision` (0: all) and the revision reached."""
+
+        def read(session: Session) -> tuple[Sequence[nodes_pb2.Node], int]:
+            reached = current_revision(session, REVISION)
+            query = select(NodeRow).where(NodeRow.revision > revision).order_by(NodeRow.revision)  # type: ignore[arg-type]
+            return _changes(session, query, nodes_pb2.Node, reached)
+
+        return await self._db.read(read)
+
+
+def _changes(session: Session, query: Any, kind: type[M], reached: int) -> tuple[Sequence[M], int]:
+    rows = session.execute(query.limit(_WATCH_BATCH)).scalars().all()  # type: ignore[attr-defined]
+    if len(rows) == _WATCH_BATCH:
+        reached = rows[-1].revision  # more are waiting: go on from the last one sent
+    else:
+        reached = max([reached, *(row.revision for row in rows)])
+    return [kind.FromString(row.body) for row in rows], reached

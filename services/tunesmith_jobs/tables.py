@@ -1,0 +1,72 @@
+"""The tables of the jobs service. A row holds the resource's message and the columns that queries need."""
+
+from datetime import datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, BigInteger, Column, DateTime, Index, LargeBinary, UniqueConstraint
+from sqlalchemy.orm import registry
+from sqlmodel import Field, SQLModel
+
+from tunesmith_kit.db import revision_table
+from tunesmith_kit.idempotency import request_table
+from tunesmith_kit.outbox import outbox_table
+
+
+class _Base(SQLModel, registry=registry()):
+    pass
+
+
+METADATA = _Base.metadata
+REVISION = revision_table(METADATA)
+REQUESTS = request_table(METADATA)
+OUTBOX = outbox_table(METADATA)
+
+
+class JobRow(_Base, table=True):
+    """A job. `body` is the whole `Job` message; the other columns repeat what is searched for."""
+
+    __tablename__: ClassVar[str] = "jobs"
+    __table_args__: ClassVar[Any] = (
+        UniqueConstraint("project", "display_name", name="uq_jobs_name"),
+        Index("ix_jobs_list", "project", "id"),
+        Index("ix_jobs_queue", "state", "priority", "id"),
+        Index("ix_jobs_revision", "revision"),
+    )
+    id: str = Field(primary_key=True, max_length=26)
+    project: str = Field(max_length=64)
+    display_name: str = Field(max_length=64)
+    experiment: str = Field(max_length=64)
+    state: int
+    priority: int
+    epoch: int = Field(sa_column=Column(BigInteger, nullable=False))
+    revision: int = Field(sa_column=Column(BigInteger, nullable=False))
+    infra_failures: int = 0
+    user_errors: int = 0
+    progressed: bool = False
+    body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class AttemptRow(_Base, table=True):
+    """An attempt of a job. `ended` is false while it holds its nodes."""
+
+    __tablename__: ClassVar[str] = "attempts"
+    __table_args__: ClassVar[Any] = (Index("ix_attempts_live", "ended", "node"),)
+    job_id: str = Field(primary_key=True, max_length=26)
+    epoch: int = Field(sa_column=Column(BigInteger, primary_key=True))
+    node: str = Field(max_length=63)
+    gpus: list[int] = Field(sa_column=Column(JSON, nullable=False))
+    state: int
+    ended: bool
+    command_time: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
+    body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class NodeRow(_Base, table=True):
+    """A node. `body` is the whole `Node` message."""
+
+    __tablename__: ClassVar[str] = "nodes"
+    __table_args__: ClassVar[Any] = (Index("ix_nodes_revision", "revision"),)
+    id: str = Field(primary_key=True, max_length=63)
+    state: int
+    revision: int = Field(sa_column=Column(BigInteger, nullable=False))
+    body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))

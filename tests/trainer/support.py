@@ -1,0 +1,253 @@
+"""Run folders made as the agent makes them, trainer processes as it starts them, spools as it reads them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunesmith_trainer import artifact
+
+TRAINER = Path(__file__).parents[2] / "trainer"
+DEADLINE_SECONDS = 60.0
+
+CONVERSATIONS = [
+    {
+        "messages": [
+            {"role": "user", "content": f"how many trains go to city {index}?"},
+            {"role": "assistant", "content": f"{index % 3 + 1} trains" + " every day" * (index % 4)},
+        ]
+    }
+    for index in range(24)
+]
+
+
+def write_dataset(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """A dataset folder with its manifest."""
+
+    def fill(target: Path) -> None:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (target / "data.jsonl").write_text("".join(lines), encoding="utf-8")
+
+    artifact.write(folder, "dataset", {}, fill)
+    return folder
+
+
+def digest_of(folder: Path) -> str:
+    manifest = folder / artifact.MANIFEST
+    return artifact.hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.exists() else ""
+
+
+def spec(adapter: dict[str, Any] | None = None, **training: Any) -> dict[str, Any]:
+    """A job specification as it comes out of proto3 JSON: 64-bit integers are strings."""
+    return {
+        "experiment": "job",
+        "base_model": "tiny",
+        "dataset": "trains",
+        "method": "METHOD_SFT",
+        "adapter": adapter or {"lora": {"r": 4, "alpha": 8.0, "dropout": 0.1, "target_modules": []}},
+        "training": {
+            "num_epochs": 1.0,
+            "max_steps": "8",
+            "micro_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 0.01,
+            "lr_scheduler": "LR_SCHEDULER_COSINE",
+            "warmup_steps": "1",
+            "weight_decay": 0.01,
+            "max_grad_norm": 1.0,
+            "seed": "7",
+            "max_length": 64,
+            "precision": "PRECISION_FLOAT32",
+            "checkpoint_every_steps": "2",
+            "keep_checkpoints": 2,
+            "eval_every_steps": "0",
+            "eval_fraction": 0.0,
+            "log_every_steps": "1",
+            "num_threads": 1,
+            **training,
+        },
+        "sample_prompts": [],
+    }
+
+
+def make_run(folder: Path, base: Path, dataset: Path, job: dict[str, Any], **fields: Any) -> Path:
+    """A run folder as the agent makes it. `fields` replace those of run.json."""
+    folder.mkdir(parents=True)
+    record = {
+        "version": 1,
+        "job": "projects/default/jobs/01k0",
+        "job_id": "01k0",
+        "display_name": "job-k0",
+        "epoch": 1,
+        "rank": 0,
+        "world_size": 1,
+        "spec": job,
+        "spec_digest": artifact.hashlib.sha256(artifact.canonical_json(job)).hexdigest(),
+        "base_model": {"path": str(base), "digest": digest_of(base)},
+        "dataset": {"path": str(dataset), "digest": digest_of(dataset)},
+        "checkpoint": None,
+        "samples": [],
+        "gpus": [],
+        "traceparent": "",
+        **fields,
+    }
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    set_control(folder, "run")
+    return folder
+
+
+def set_control(run: Path, word: str) -> None:
+    hidden = run / ".control"
+    hidden.write_text(word + "\n", encoding="utf-8")
+    hidden.rename(run / "control")
+
+
+def checkpoint_of(path: Path, step: int) -> dict[str, Any]:
+    return {"path": str(path), "digest": digest_of(path), "step": step}
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
+    """Poll a file-based condition; the folder is all there is to watch."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"no {what} within {seconds} s"
+        time.sleep(0.001)
+    return value
+
+
+@dataclass
+class Trainer:
+    """A trainer process in standby; the imports are paid before the test needs it."""
+
+    process: subprocess.Popen[str]
+    run: Path = field(default=Path())
+
+    def begin(self, run: Path) -> Trainer:
+        self.run = run
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{run}\n")
+        self.process.stdin.flush()
+        return self
+
+    def end(self) -> int:
+        try:
+            return self.process.wait(DEADLINE_SECONDS)
+        finally:
+            close(self.process)
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(DEADLINE_SECONDS)
+        close(self.process)
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(TRAINER)}
+
+
+def standby(**options: Any) -> Trainer:
+    """Start a trainer that waits for its run folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tunesmith_trainer.worker", "--standby"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        **options,
+    )
+    return Trainer(process)
+
+
+def ready(trainer: Trainer) -> Trainer:
+    assert trainer.process.stdout is not None
+    line = trainer.process.stdout.readline()
+    assert line == "ready\n", trainer.process.stderr and trainer.process.stderr.read()
+    return trainer
+
+
+def close(process: subprocess.Popen[str]) -> None:
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
+
+
+def status(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "status.json").read_text(encoding="utf-8")))
+
+
+def finished(run: Path) -> dict[str, Any]:
+    """The last record of an attempt, with the log if it is not there."""
+    record = status(run)["finished"]
+    assert record is not None, log_of(run)
+    return dict(record)
+
+
+def log_of(run: Path) -> str:
+    path = run / "logs" / "rank-0.log"
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def events(run: Path, kind: str = "") -> list[dict[str, Any]]:
+    found = []
+    for path in sorted((run / "spool").glob("events-*.jsonl")):
+        found += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [event for event in found if not kind or event["type"] == kind]
+
+
+def records(run: Path) -> list[tuple[int, int, dict[str, float]]]:
+    """(seq, step, values) of all whole step records, read by the words of docs/run-folder.md."""
+    return [
+        record
+        for path in sorted((run / "spool").glob("metrics-*.bin"))
+        for record in _segment(path.read_bytes())
+    ]
+
+
+def _segment(data: bytes) -> Iterator[tuple[int, int, dict[str, float]]]:
+    assert data[:8] == b"TSMETR01"
+    at, keys = 8, dict[int, str]()
+    while at + 8 <= len(data):
+        length, crc = struct.unpack_from("<II", data, at)
+        body = data[at + 8 : at + 4 + length]
+        if len(body) != length - 4 or zlib.crc32(body) != crc:
+            return
+        at += 4 + length
+        if body[0] == 1:
+            keys[struct.unpack_from("<H", body, 1)[0]] = body[3:].decode()
+            continue
+        seq, step, _, count = struct.unpack_from("<QqqH", body, 1)
+        ids = struct.unpack_from(f"<{count}H", body, 27)
+        values = struct.unpack_from(f"<{count}d", body, 27 + 2 * count)
+        yield seq, step, {keys[i]: value for i, value in zip(ids, values, strict=True)}
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Training loss of each step; a step that was run again replaces itself."""
+    return {step: values["train/loss"] for _, step, values in records(run) if "train/loss" in values}
+
+
+def checkpoints(run: Path) -> list[Path]:
+    return sorted(path.parent for path in (run / "checkpoints").glob("step-*/manifest.json"))
+
+
+def tensors(run: Path) -> tuple[str, str]:
+    """Hashes of the trained weights and the optimizer's state at the end of a run."""
+    last = checkpoints(run)[-1]
+    return (
+        artifact.sha256_of(last / "trainable.safetensors"),
+        artifact.sha256_of(last / "optimizer.safetensors"),
+    )

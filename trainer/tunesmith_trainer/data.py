@@ -1,0 +1,178 @@
+"""Training data: rows of data.jsonl, examples of tokens, and which example belongs to which step."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tunesmith_trainer.failure import TrainerError, invalid_input
+from tunesmith_trainer.run import Training
+from tunesmith_trainer.seeds import Domain, permutation
+
+MAX_LINE_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of data.jsonl: a conversation, or a plain text when there are no messages."""
+
+    line: int
+    messages: tuple[dict[str, str], ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Tokens of one row. The model reads `tokens[:-1]`; at `positions` it is asked for the next token."""
+
+    tokens: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+
+    @property
+    def weight(self) -> int:
+        return len(self.positions)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A micro-batch.
+
+    input_ids (examples, longest): padded on the right with 0. No attention mask: in a causal model nothing
+    before the padding can see it, and nothing is asked of the padding itself.
+    positions (labels,): indices into the flattened input_ids. targets (labels,): the tokens wanted there.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    weight: int
+    num_tokens: int
+
+    def to(self, device: torch.device) -> Batch:
+        if device.type == "cpu":
+            return self
+        ids, at, wanted = (
+            tensor.to(device, non_blocking=True) for tensor in (self.input_ids, self.positions, self.targets)
+        )
+        return Batch(ids, at, wanted, self.weight, self.num_tokens)
+
+
+def rows(folder: Path) -> Iterator[Row]:
+    """The rows of a dataset folder. Raises INVALID_INPUT naming the line of the first bad one."""
+    path = folder / "data.jsonl"
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise invalid_input(
+            "DATASET_INVALID", f"{path} cannot be opened: {error}", "a dataset folder holds data.jsonl"
+        ) from error
+    with file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield _row(number, line)
+
+
+def _row(number: int, line: bytes) -> Row:
+    if len(line) > MAX_LINE_BYTES:
+        raise _bad_row(number, f"is longer than {MAX_LINE_BYTES} bytes")
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise _bad_row(number, f"is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise _bad_row(number, "is not a JSON object")
+    if "messages" in value:
+        return Row(number, _messages(number, value["messages"]), "")
+    if isinstance(value.get("text"), str):
+        return Row(number, (), value["text"])
+    raise _bad_row(number, "has neither `messages` nor a text in `text`")
+
+
+def _messages(number: int, value: Any) -> tuple[dict[str, str], ...]:
+    if not isinstance(value, list) or not value:
+        raise _bad_row(number, "has `messages` that are not a list with entries")
+    for message in value:
+        if not isinstance(message, dict):
+            raise _bad_row(number, "has a message that is not an object")
+        for name in ("role", "content"):
+            if not isinstance(message.get(name), str):
+                raise _bad_row(number, f"has a message whose `{name}` is {message.get(name)!r}, not a text")
+    return tuple({"role": message["role"], "content": message["content"]} for message in value)
+
+
+def _bad_row(number: int, what: str) -> TrainerError:
+    return invalid_input(
+        "DATA_ROW_INVALID",
+        f"data.jsonl line {number} {what}"[:500],
+        'write {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]} '
+        'or {"text": "…"}',
+    )
+
+
+def split(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Training and held-out examples: a function of the seed alone. Training keeps at least one."""
+    if fraction == 0:
+        return list(examples), []
+    if len(examples) < 2:
+        raise invalid_input(
+            "TOO_FEW_EXAMPLES",
+            f"training.eval_fraction is {fraction}, but there is only one example",
+            "give more data, or set eval_fraction to 0",
+        )
+    count = min(max(1, round(len(examples) * fraction)), len(examples) - 1)
+    order = permutation(seed, Domain.SPLIT, 0, len(examples))
+    # Sorted, so that a held-out part leaves the rest in the order of the file.
+    return [examples[i] for i in sorted(order[count:])], [examples[i] for i in sorted(order[:count])]
+
+
+@dataclass(slots=True)
+class Course:
+    """Which examples make which step: a pure function of (seed, step), so a resume jumps in at any step.
+
+    A step never reaches over the end of an epoch: the last step of an epoch may be smaller.
+    """
+
+    training: Training
+    num_examples: int
+    micro_per_epoch: int = field(init=False)
+    steps_per_epoch: int = field(init=False)
+    total_steps: int = field(init=False)
+    _epoch: int = field(init=False, default=-1)
+    _order: list[int] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        training = self.training
+        self.micro_per_epoch = math.ceil(self.num_examples / training.micro_batch_size)
+        self.steps_per_epoch = math.ceil(self.micro_per_epoch / training.gradient_accumulation_steps)
+        self.total_steps = training.max_steps or math.ceil(training.num_epochs * self.steps_per_epoch)
+
+    def first_micro(self, step: int) -> int:
+        """Global index of the first micro-batch of a step, counted over all epochs."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        return epoch * self.micro_per_epoch + within * self.training.gradient_accumulation_steps
+
+    def micro_batches(self, step: int) -> list[list[int]]:
+        """Indices of the examples of each micro-batch of a step."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._order = permutation(self.training.seed, Domain.ORDER, epoch, self.num_examples)
+            self._epoch = epoch
+        size, accumulation = self.training.micro_batch_size, self.training.gradient_accumulation_steps
+        first = within * accumulation
+        last = min(first + accumulation, self.micro_per_epoch)
+        return [self._order[micro * size : (micro + 1) * size] for micro in range(first, last)]
+
+    def epoch_at(self, step: int) -> float:
+        """Passes over the data after `step` steps."""
+        return step / self.steps_per_epoch
+
+    def starts_epoch(self, step: int) -> bool:
+        return step % self.steps_per_epoch == 0

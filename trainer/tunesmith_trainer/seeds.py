@@ -1,0 +1,39 @@
+"""Counter-based randomness: every random draw is a function of (seed, domain, index), so there is no state to save."""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+
+import numpy as np
+import torch
+
+
+class Domain(StrEnum):
+    """What a random stream is for. Streams of different domains are independent."""
+
+    INITIALIZE = "initialize"
+    FORWARD = "forward"
+    ORDER = "order"
+    SPLIT = "split"
+
+
+def derive(seed: int, domain: Domain, index: int) -> int:
+    """A 63-bit seed for one draw; blake2b keeps neighbouring indices independent."""
+    digest = hashlib.blake2b(f"{seed}/{domain}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seed_torch(seed: int, domain: Domain, index: int) -> None:
+    """Seed what torch draws next. Not `torch.manual_seed`: it visits every back end, 128 µs against 1 µs."""
+    value = derive(seed, domain, index)
+    torch.default_generator.manual_seed(value)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(value)
+
+
+def permutation(seed: int, domain: Domain, index: int, size: int) -> list[int]:
+    """A random order of `range(size)`."""
+    generator = np.random.Generator(np.random.PCG64(derive(seed, domain, index)))
+    order: list[int] = generator.permutation(size).tolist()
+    return order

@@ -1,0 +1,133 @@
+"""Entry of the trainer process: one attempt in one run folder.
+
+`python -m tunesmith_trainer.worker RUN_FOLDER`, or `--standby` to import everything first and wait for the
+folder on standard input: the imports take 5 s, most of the start of a small job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tunesmith_trainer.control import Control
+    from tunesmith_trainer.report import EventSpool, StatusFile
+
+# Read when transformers, huggingface_hub and CUDA are first imported or started; a trainer never downloads.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "true"
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+COMPLETED, CHECKPOINTED, BAD_INPUT, FAILED = 0, 75, 64, 70
+_NO_FAILURE = {"failure_class": "", "reason": "", "message": "", "remedy": ""}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one attempt; gives the exit code."""
+    parser = argparse.ArgumentParser(prog="tunesmith_trainer.worker", description=__doc__)
+    parser.add_argument("run_folder", nargs="?", type=Path, help="the run folder (docs/run-folder.md)")
+    parser.add_argument(
+        "--standby", action="store_true", help="import first, then read the folder from stdin"
+    )
+    options = parser.parse_args(arguments)
+    if options.standby == (options.run_folder is not None):
+        parser.error("give either a run folder or --standby")
+    if os.getsid(0) != os.getpid():
+        # A process group leader cannot start a session; then whoever started it chose its group.
+        with contextlib.suppress(PermissionError):
+            os.setsid()
+    folder = _await_folder() if options.standby else options.run_folder
+    if folder is None:
+        return COMPLETED
+    folder = folder.resolve()
+    if not folder.is_dir():
+        sys.stderr.write(f"{folder} is not a folder; give the path of a run folder\n")
+        return BAD_INPUT
+    _redirect(folder / "logs" / "rank-0.log")
+    return _attempt(folder)
+
+
+def _await_folder() -> Path | None:
+    from tunesmith_trainer import standby
+
+    standby.warm_up()
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    line = sys.stdin.readline().strip()
+    return Path(line) if line else None
+
+
+def _redirect(path: Path) -> None:
+    """Send output to the log, also that of native libraries; append, for an earlier process may have written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for target in (sys.stdout, sys.stderr):
+        target.flush()
+        os.dup2(descriptor, target.fileno())
+    os.close(descriptor)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def _attempt(folder: Path) -> int:
+    from tunesmith_trainer.control import Control
+    from tunesmith_trainer.failure import FailureClass, classify
+    from tunesmith_trainer.report import EventSpool, StatusFile, log
+
+    control = Control(folder)
+    control.listen()
+    status = StatusFile(folder)
+    status.write({"phase": "INIT", "step": 0, "total_steps": 0})
+    events = None
+    try:
+        events = EventSpool(folder / "spool")
+        return _train(folder, events, control, status)
+    except BaseException as error:
+        traceback.print_exc()
+        failure = classify(error)
+        with contextlib.suppress(
+            OSError
+        ):  # on a full disk this fails too, and the exit code must still be right
+            if events is not None:
+                log(events, "error", f"{failure.reason}: {failure.message}")
+        status.finish(
+            {},
+            {
+                "result": "failed",
+                "failure_class": failure.failure_class,
+                "reason": failure.reason,
+                "message": failure.message,
+                "remedy": failure.remedy,
+            },
+        )
+        return BAD_INPUT if failure.failure_class is FailureClass.INVALID_INPUT else FAILED
+
+
+def _train(folder: Path, events: EventSpool, control: Control, status: StatusFile) -> int:
+    from tunesmith_trainer import run
+    from tunesmith_trainer.control import StopWanted
+    from tunesmith_trainer.loop import Loop
+    from tunesmith_trainer.session import open_session
+
+    loop = Loop(open_session(run.load(folder), events), control, status)
+    try:
+        loop.run()
+    except StopWanted:
+        loop.stop()
+        status.finish(loop.fields(), {"result": "checkpointed", **_NO_FAILURE})
+        return CHECKPOINTED
+    except BaseException:
+        status.write(loop.fields())
+        raise
+    status.finish(loop.fields(), {"result": "completed", **_NO_FAILURE})
+    return COMPLETED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
