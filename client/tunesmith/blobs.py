@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,23 +74,57 @@ async def _send(connection: Connection, file: LocalFile, report: Callable[[int],
     # 1 MB/s is slower than any network this is used on; the floor covers the server's fsync.
     seconds = 60 + file.size_bytes / 1e6
 
-    async def attempt() -> blobs_pb2.UploadBlobResponse:
-        call = connection.blobs.UploadBlob(
-            _chunks(file, report), timeout=seconds, metadata=connection.metadata
-        )
-        return await call
+    async def attempt() -> None:
+        chunks = _Chunks(file, report)
+        upload_blob = connection.blocking_blobs.UploadBlob
+        call = upload_blob.future(chunks, timeout=seconds, metadata=connection.metadata)
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
 
-    await connection.repeat(attempt)
+        def wake(_: object) -> None:
+            loop.call_soon_threadsafe(ended.set)
+
+        call.add_done_callback(wake)
+        try:
+            await ended.wait()
+        finally:
+            call.cancel()
+        if chunks.error is not None:
+            raise chunks.error
+        call.result()
+
+    try:
+        await connection.repeat(attempt)
+    except OSError as error:
+        raise unreadable(file.path, error) from None
 
 
-async def _chunks(
-    file: LocalFile, report: Callable[[int], None]
-) -> AsyncIterator[blobs_pb2.UploadBlobRequest]:
-    """Yields the messages of UploadBlob: the digest first, so that a file changed meanwhile is refused."""
-    yield blobs_pb2.UploadBlobRequest(sha256=file.sha256)
-    sent = 0
-    with await asyncio.to_thread(file.path.open, "rb") as source:
-        while chunk := await asyncio.to_thread(source.read, CHUNK_BYTES):
-            yield blobs_pb2.UploadBlobRequest(chunk=chunk)
-            sent += len(chunk)
-            report(sent)
+class _Chunks:
+    """The messages of UploadBlob, the digest first, so that a file changed meanwhile is refused.
+
+    gRPC swallows what an iterator of requests raises; `error` keeps it.
+    """
+
+    def __init__(self, file: LocalFile, report: Callable[[int], None]) -> None:
+        self.error: Exception | None = None
+        self._messages = self._read(file, report)
+
+    def __iter__(self) -> Iterator[blobs_pb2.UploadBlobRequest]:
+        return self
+
+    def __next__(self) -> blobs_pb2.UploadBlobRequest:
+        try:
+            return next(self._messages)
+        except StopIteration:
+            raise
+        except Exception as error:
+            self.error = error
+            raise
+
+    def _read(self, file: LocalFile, report: Callable[[int], None]) -> Iterator[blobs_pb2.UploadBlobRequest]:
+        yield blobs_pb2.UploadBlobRequest(sha256=file.sha256)
+        sent = 0
+        with file.path.open("rb") as source:
+            while chunk := source.read(CHUNK_BYTES):
+                yield blobs_pb2.UploadBlobRequest(chunk=chunk)
+                sent += len(chunk)
+                report(sent)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tunesmith.api.jobs.v1.jobs_pb2_grpc import JobServiceAsyncStub
     from tunesmith.api.metrics.v1.metrics_pb2_grpc import LogServiceAsyncStub, MetricsServiceAsyncStub
     from tunesmith.api.nodes.v1.nodes_pb2_grpc import NodeServiceAsyncStub
-    from tunesmith.api.registry.v1.blobs_pb2_grpc import BlobServiceAsyncStub
+    from tunesmith.api.registry.v1.blobs_pb2_grpc import BlobServiceAsyncStub, BlobServiceStub
     from tunesmith.api.registry.v1.datasets_pb2_grpc import DatasetServiceAsyncStub
     from tunesmith.api.registry.v1.models_pb2_grpc import ModelServiceAsyncStub
 
@@ -157,6 +157,21 @@ class Connection:
 
         return BlobServiceStub(self._channel)
 
+    @cached_property
+    def _blocking_channel(self) -> grpc.Channel:
+        return grpc.insecure_channel(self.profile.address, options=_OPTIONS)
+
+    @cached_property
+    def blocking_blobs(self) -> BlobServiceStub:
+        """Stub of BlobService for uploads, on gRPC's blocking interface.
+
+        With the asyncio one a server that ends an upload before its last chunk (disk full) shows as
+        "Internal error from Core" as often as not, and what it said is lost.
+        """
+        from tunesmith.api.registry.v1.blobs_pb2_grpc import BlobServiceStub
+
+        return BlobServiceStub(self._blocking_channel)
+
     async def call(
         self,
         method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
@@ -187,17 +202,18 @@ class Connection:
         for number, pause in enumerate(pauses(), start=1):
             try:
                 return await attempt()
-            except grpc.aio.AioRpcError as failure:
+            except grpc.RpcError as failure:
                 error = self.explain(failure)
             if not isinstance(error, Unavailable) or number == ATTEMPTS:
                 raise error
             await asyncio.sleep(pause)
         raise AssertionError("pauses() never ends")
 
-    def explain(self, failure: grpc.aio.AioRpcError) -> TunesmithError:
+    def explain(self, failure: grpc.RpcError) -> TunesmithError:
         """Returns the error behind a failed call; one without our details comes from the network."""
         error = from_rpc_error(failure)
-        from_server = any(key == STATUS_KEY for key, _ in failure.trailing_metadata() or ())
+        trailers = cast(Iterable[tuple[str, Any]], failure.trailing_metadata() or ())
+        from_server = any(key == STATUS_KEY for key, _ in trailers)
         if isinstance(error, Unavailable) and not from_server:
             return Unavailable(
                 "SERVICE_UNAVAILABLE",
@@ -212,3 +228,5 @@ class Connection:
         """Closes the channel; calls under way end as cancelled."""
         if "_channel" in self.__dict__:
             await self._channel.close()
+        if "_blocking_channel" in self.__dict__:
+            self._blocking_channel.close()

@@ -128,6 +128,29 @@ class Reading:
         )
 
 
+def plain(message: Message) -> dict[str, Any]:
+    """Returns the set fields of a message as a job file has them: the inverse of `Reading.fill`."""
+    return {known.name: _plain_field(known, value) for known, value in message.ListFields()}
+
+
+def _plain_field(known: FieldDescriptor, value: Any) -> Any:
+    if known.message_type is not None and known.message_type.GetOptions().map_entry:
+        return dict(sorted(value.items()))
+    if known.is_repeated:
+        return [_plain_value(known, item) for item in value]
+    return _plain_value(known, value)
+
+
+def _plain_value(known: FieldDescriptor, value: Any) -> Any:
+    if known.enum_type is not None:
+        return names.short(known.enum_type, value).lower()
+    if known.message_type is None:
+        return value
+    if known.message_type.full_name == _DURATION:
+        return value.ToNanoseconds() / 1e9
+    return plain(value)
+
+
 def shown(value: object) -> str:
     """Returns a value as the user would have written it, shortened."""
     text = {"True": "true", "False": "false", "None": "nothing"}.get(str(value), str(value))
@@ -191,8 +214,8 @@ def _enum(known: FieldDescriptor, value: Any) -> int:
     if not number:
         options = names.choices(enum)
         near = difflib.get_close_matches(str(value).lower(), options, n=1)
-        hint = f"did you mean {near[0]}? It is" if near else "use"
-        raise _Wrong(f"is no {_spaced(enum.name)}", f"{hint} one of {', '.join(options)}")
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise _Wrong(f"is no {_spaced(enum.name)}", f"{hint}the choice is {', '.join(options)}")
     return number
 
 

@@ -16,7 +16,7 @@ import yaml
 from tunesmith import validation
 from tunesmith.api.jobs.v1.spec_pb2 import JobSpec
 from tunesmith.errors import InvalidArgument, Violation
-from tunesmith.jobfields import Reading
+from tunesmith.jobfields import Reading, plain
 
 
 class _Map(dict[Hashable, Any]):
@@ -90,7 +90,12 @@ def read(path: Path) -> Any:
             value=path,
             remedy="give the path of a YAML job file",
         ) from None
-    return _load(text, str(path))
+    return loads(text, str(path))
+
+
+def dumps(spec: JobSpec) -> str:
+    """Returns a job file for `spec`, which reads back as the same spec."""
+    return yaml.safe_dump(plain(spec), sort_keys=False, allow_unicode=True, width=100)
 
 
 def parse(content: Any, source: str, overrides: Iterable[str] = ()) -> JobSpec:
@@ -104,7 +109,8 @@ def parse(content: Any, source: str, overrides: Iterable[str] = ()) -> JobSpec:
     return _checked(spec, reading, source)
 
 
-def _load(text: str, source: str) -> Any:
+def loads(text: str, source: str) -> Any:
+    """Returns the plain content of YAML text; `source` names it in errors."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -137,7 +143,7 @@ def _overridden(content: Any, overrides: Iterable[str]) -> Any:
                 value=override,
                 remedy="write it like training.learning_rate=1e-4",
             )
-        content = _replaced(content, keys, _load(text, f"the value of {path}"))
+        content = _replaced(content, keys, loads(text, f"the value of {path}"))
     return content
 
 

@@ -1,5 +1,7 @@
 """Errors on the gRPC wire: `google.rpc.Status` with ErrorInfo and BadRequest, both ways."""
 
+from typing import Any
+
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
@@ -42,7 +44,7 @@ def from_status(status: status_pb2.Status) -> TunesmithError:
 
 def from_rpc_error(error: grpc.RpcError) -> TunesmithError:
     """Returns what a failed call means. Works for `grpc.RpcError` of both the sync and the aio API."""
-    trailers = error.trailing_metadata() or ()
+    trailers: Any = error.trailing_metadata() or ()
     for key, value in trailers:
         if key == STATUS_KEY:
             try:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from tunesmith.api.common.v1 import options_pb2
@@ -26,12 +25,13 @@ def violations(message: Message, prefix: str = "") -> list[Violation]:
 
 
 @lru_cache(maxsize=4096)
-def limits_of(field: FieldDescriptor) -> options_pb2.Limits | None:
+def limits_of(field: Any) -> options_pb2.Limits | None:
     """Returns the limits a field declares, or None."""
     options = field.GetOptions()
     if not options.HasExtension(options_pb2.limits):
         return None
-    return options.Extensions[options_pb2.limits]
+    found: options_pb2.Limits = options.Extensions[options_pb2.limits]
+    return found
 
 
 def _walk(message: Message, prefix: str) -> Iterator[Violation]:
@@ -49,7 +49,7 @@ def _walk(message: Message, prefix: str) -> Iterator[Violation]:
         yield from _descend(field, path, value)
 
 
-def _descend(field: FieldDescriptor, path: str, value: Any) -> Iterator[Violation]:
+def _descend(field: Any, path: str, value: Any) -> Iterator[Violation]:
     if field.message_type is None or field.message_type.full_name in _WRAPPED:
         return
     if field.message_type.GetOptions().map_entry:
@@ -61,7 +61,7 @@ def _descend(field: FieldDescriptor, path: str, value: Any) -> Iterator[Violatio
         yield from _walk(value, path + ".")
 
 
-def _check(field: FieldDescriptor, limits: options_pb2.Limits, path: str, value: Any) -> Iterator[Violation]:
+def _check(field: Any, limits: options_pb2.Limits, path: str, value: Any) -> Iterator[Violation]:
     if field.is_repeated:
         if limits.max_items and len(value) > limits.max_items:
             yield Violation(

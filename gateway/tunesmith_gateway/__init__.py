@@ -1,0 +1,1 @@
+"""The gateway: one address for people and clients; auth, REST, live streams, the page."""

@@ -19,12 +19,13 @@ from tunesmith_kit import streams, subjects
 from tunesmith_kit.connection import ApiError, Callback, Connection, Message, Subscription
 from tunesmith_kit.consumer import BatchHandler, Consumer, Delivery, Handler
 from tunesmith_kit.envelope import MESSAGE_ID, event_headers
+from tunesmith_kit.meters import METRICS
 from tunesmith_kit.streams import Durable
 from tunesmith_kit.window import PubAck, Window
 
 __all__ = ["Bus", "Consumer", "Delivery", "Message", "PubAck", "Subscription", "event_headers"]
 
-log = logging.getLogger("tunesmith.bus")
+log = logging.getLogger(__name__)
 
 _FOR_EVER = 10.0 * 365 * 24 * 3600
 
@@ -174,7 +175,8 @@ class Bus:
     ) -> Consumer:
         """As `consume`, with all messages at hand, at most `batch`, in one call.
 
-        When the handler raises `InvalidArgument` for several messages, it is called again for each alone.
+        The handler returns what it could not use, by index; that goes to the dead letters, the rest is
+        acknowledged. When it raises `InvalidArgument` for several messages, it is called again for each alone.
         """
         entry = self._durable(stream, durable, filter_subjects, ack_wait)
         return await self._consume(entry, handler, batch, 1, 2 * batch, max_deliver)
@@ -218,6 +220,7 @@ class Bus:
             "dead-message-id": item.message_id,
             "dead-deliveries": str(item.num_delivered),
         }
+        METRICS.dead_letters.labels(stream=durable.stream).inc()
         msg_id = f"{durable.stream}:{durable.name}:{item.stream_seq}:{item.message_id}"
         await self.publish(subjects.dead(durable.stream), item.payload, msg_id, headers)
 
@@ -256,6 +259,7 @@ class Bus:
         self._reconnected.append(callback)
 
     async def _on_reconnect(self) -> None:
+        METRICS.bus_reconnects.inc()
         await self._repair()
         for callback in self._reconnected:
             answer = callback()

@@ -29,7 +29,7 @@ from tunesmith.errors import (
     Unavailable,
 )
 
-log = logging.getLogger("tunesmith.bus")
+log = logging.getLogger(__name__)
 
 _API = "$JS.API"
 _PENDING_BYTES = 16 * 1024 * 1024

@@ -33,7 +33,7 @@ from tunesmith_kit.connection import ApiError, Connection, Message, Subscription
 from tunesmith_kit.envelope import MESSAGE_ID
 from tunesmith_kit.streams import Durable, ensure_durable
 
-log = logging.getLogger("tunesmith.bus")
+log = logging.getLogger(__name__)
 
 _HEARTBEAT = 5.0
 _EXPIRES = 30.0
@@ -78,7 +78,9 @@ class Delivery(Message):
         return parts[4:9] if len(parts) == 9 else parts[6:11]
 
 
-BatchHandler = Callable[[Sequence[Delivery]], Awaitable[None]]
+# What a batch handler could not use, by index; the rest was stored. None: all was.
+Rejected = Mapping[int, InvalidArgument] | None
+BatchHandler = Callable[[Sequence[Delivery]], Awaitable[Rejected]]
 Handler = Callable[[Delivery], Awaitable[None]]
 DeadLetter = Callable[[Durable, Delivery, TunesmithError | Exception], Awaitable[None]]
 Repair = Callable[[], Awaitable[None]]
@@ -251,7 +253,7 @@ class Consumer:
 
     async def _handle(self, items: Sequence[Delivery]) -> None:
         try:
-            await self._handler(items)
+            rejected = await self._handler(items)
         except asyncio.CancelledError:
             for item in items:
                 await self._answer(item, b"-NAK")
@@ -264,8 +266,11 @@ class Consumer:
             for item in items:
                 await self._failed(item, error)
         else:
-            for item in items:
-                await self._answer(item, b"+ACK")
+            for index, item in enumerate(items):
+                if rejected and index in rejected:
+                    await self._failed(item, rejected[index])
+                else:
+                    await self._answer(item, b"+ACK")
 
     async def _failed(self, item: Delivery, error: Exception) -> None:
         hopeless = isinstance(error, InvalidArgument)

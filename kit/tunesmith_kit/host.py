@@ -171,10 +171,13 @@ async def platform(
         nats = EmbeddedNats(data_dir / "nats", token=known["nats_token"])
         await nats.start()
         shared: dict[str, object] = {
-            "data_dir": data_dir, "nats_url": nats.url, "nats_token": known["nats_token"],
-            "internal_token": known["internal_token"], "log_format": os.environ.get("TUNESMITH_LOG_FORMAT", "text"),
+            "data_dir": data_dir,
+            "nats_url": nats.url,
+            "nats_token": known["nats_token"],
+            "internal_token": known["internal_token"],
+            "log_format": os.environ.get("TUNESMITH_LOG_FORMAT", "text"),
             "log_level": os.environ.get("TUNESMITH_LOG_LEVEL", "warning"),
-        }  # fmt: skip
+        }
         running: dict[str, Running] = {}
         try:
             for name in EMBEDDED if with_agent else EMBEDDED[:-1]:

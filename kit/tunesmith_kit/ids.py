@@ -27,6 +27,6 @@ def is_ulid(text: str) -> bool:
 
 
 def short_suffix() -> str:
-    """Returns four random characters for readable names: a million of them, checked for uniqueness by the store."""
+    """Returns four random characters for readable names; the store sees to uniqueness."""
     value = int.from_bytes(os.urandom(4))
     return "".join(_ALPHABET[value >> shift & 31] for shift in (0, 5, 10, 15))

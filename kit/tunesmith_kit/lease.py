@@ -1,12 +1,12 @@
 """Leases: who holds a name now, and who has fallen silent.
 
-A lease is a key of the bucket `lease` with a time to live, written only if nobody wrote since (expected last
-sequence); its revision grows with every renewal and is the fencing token. nats-py's key-value class cannot renew
-with a time to live and stumbles over expired keys, so this writes the messages itself.
+A lease is a key of the bucket `lease` with a time to live, written only if nobody wrote since (expected
+last sequence); its revision grows with every renewal and is the fencing token. nats-py's key-value class
+cannot renew with a time to live and stumbles over expired keys, so this writes the messages itself.
 
-Believing is asymmetric. A holder whose renewals fail for the whole time to live must take the lease for lost. A
-watcher calls a key expired only when it could have heard a renewal all that time: an outage of NATS, a stalled
-process or a fresh start begin all clocks anew, so an outage of ours never costs a healthy node its work.
+Believing is asymmetric. A holder whose renewals fail for the whole time to live must take the lease for lost.
+A watcher calls a key expired only when it could have heard a renewal all that time: an outage of NATS, a
+stalled process or a fresh start begin all clocks anew, so an outage of ours costs no healthy node its work.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ from tunesmith_kit.connection import ApiError
 from tunesmith_kit.streams import LEASE_BUCKET
 from tunesmith_kit.subjects import token
 
-log = logging.getLogger("tunesmith.lease")
+log = logging.getLogger(__name__)
 
 _STREAM = f"KV_{LEASE_BUCKET}"
 _PREFIX = f"$KV.{LEASE_BUCKET}."
-_PROBE_SECONDS = 1.0
+_PROBE_SECONDS = 0.5
 _BLIND_SECONDS = 3.0
 
 Monotonic = Callable[[], float]
@@ -222,21 +222,15 @@ class LeaseWatcher:
         """Monotonic time of the last renewal heard; None when none was."""
         return self._last_seen.get(key)
 
-    @property
-    def blind(self) -> bool:
-        """Whether renewals cannot be heard at present."""
-        echo = self._last_echo
-        return self._baseline is None or echo is None or self._monotonic() - echo > _BLIND_SECONDS
-
     def expired(self, key: str, ttl: float) -> bool:
-        """Whether the lease was released, or was not renewed for `ttl` seconds in which we listened all the time."""
-        if self.blind:
+        """Whether it was released, or not renewed for `ttl` seconds through all of which we listened."""
+        connected = self._bus.connected_since()
+        if connected is None or self._baseline is None or self._last_echo is None:
             return False
         if key in self._released:
             return True
-        assert self._baseline is not None
-        since = max(self._last_seen.get(key, self._baseline), self._baseline)
-        return self._monotonic() - since > ttl
+        since = max(self._last_seen.get(key, 0.0), self._baseline, connected)
+        return self._last_echo - since > ttl  # what came after the last echo is not known
 
     async def _on_renewal(self, message: Message) -> None:
         key = message.subject.removeprefix(_PREFIX)

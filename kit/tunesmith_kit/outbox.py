@@ -149,7 +149,7 @@ class OutboxRelay:
         return len(rows) == _BATCH
 
     async def _send_lost_again(self) -> None:
-        """Marks rows unsent when the newest confirmed one is no longer in the stream: the bus lost its disk."""
+        """Marks rows unsent when the newest confirmed one is gone from the stream: the bus lost its disk."""
         table = self._table
         since = datetime.now(UTC) - _KEPT_FOR_REPUBLISH
         recent = (table.c.time > since) & table.c.subject.like("%.evt.%")

@@ -74,8 +74,8 @@ def metadata_of(context: grpc.aio.ServicerContext[Any, Any]) -> dict[str, str]:
 
 
 def internal_authenticator(token: str) -> Authenticate:
-    """Returns the check of a service that only the gateway and its siblings may call: they prove themselves with
-    the internal token and say for whom they act."""
+    """Returns the check of a service that only the gateway and its siblings may call: they prove themselves
+    with the internal token and say for whom they act."""
 
     async def authenticate(metadata: Mapping[str, str]) -> Principal:
         given = metadata.get("authorization", "").removeprefix("Bearer ")
@@ -92,7 +92,7 @@ def internal_authenticator(token: str) -> Authenticate:
 
 
 class RpcServer:
-    """A gRPC server with health, reflection, authentication, authorisation, validation, spans and rich errors."""
+    """A gRPC server with health, reflection, authentication, permissions, limits, spans and rich errors."""
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ def _lenient(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], An
     return parse
 
 
-class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class _Guard(grpc.aio.ServerInterceptor):
     def __init__(self, telemetry: Telemetry, authenticate: Authenticate) -> None:
         self._telemetry = telemetry
         self._authenticate = authenticate
@@ -296,7 +296,7 @@ def known_error(error: Exception, path: str) -> TunesmithError:
 
 
 def abortion(error: Exception, path: str) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]:
-    """Returns code, details and trailers with which a failed call ends. A forwarded call's status goes on as it is."""
+    """Returns how a failed call ends: code, details, trailers; a forwarded status goes on as it is."""
     if isinstance(error, grpc.aio.AioRpcError):
         return error.code(), error.details() or "", tuple(error.trailing_metadata() or ())
     known = known_error(error, path)

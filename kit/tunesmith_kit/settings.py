@@ -1,8 +1,8 @@
 """Settings: one frozen dataclass a process, built once in `main.py` and passed down.
 
 A field `database_url` of the service `jobs` is read from `TUNESMITH_JOBS_DATABASE_URL`, else from
-`TUNESMITH_DATABASE_URL`. A variable for this service that no field has is an error: a setting that is silently
-ignored is a bug.
+`TUNESMITH_DATABASE_URL`. A variable for this service that no field has is an error: a setting that is
+silently ignored is a bug.
 """
 
 import difflib

@@ -22,7 +22,7 @@ from typing import Any
 from tunesmith_kit.connection import ApiError, Connection
 from tunesmith_kit.subjects import ENTITIES, LIVE, ROOT
 
-log = logging.getLogger("tunesmith.bus")
+log = logging.getLogger(__name__)
 
 _SECOND = 10**9
 _DAY = 24 * 3600 * _SECOND

@@ -30,7 +30,9 @@ class CommitSignal:
 Fetch = Callable[[int], Awaitable[tuple[Sequence[T], int]]]
 
 
-async def follow(signal: CommitSignal, fetch: Fetch[T], revision: int) -> AsyncIterator[tuple[Sequence[T], int]]:
+async def follow(
+    signal: CommitSignal, fetch: Fetch[T], revision: int
+) -> AsyncIterator[tuple[Sequence[T], int]]:
     """Yields (what changed after the last revision, new revision), and an empty batch as heartbeat.
 
     The first batch comes at once, even when it is empty, so that a client knows where it stands.

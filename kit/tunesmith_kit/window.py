@@ -19,7 +19,7 @@ from tunesmith.errors import Aborted, Internal, ResourceExhausted, TunesmithErro
 from tunesmith_kit.connection import Connection, Subscription
 from tunesmith_kit.envelope import MESSAGE_ID
 
-log = logging.getLogger("tunesmith.bus")
+log = logging.getLogger(__name__)
 
 _TICK = 0.1
 _FIRST_PAUSE = 0.1

@@ -1,4 +1,4 @@
-"""One change of a job or node within a transaction: its new form, its revision and its events leave together."""
+"""A change of a job or node within a transaction: its new form, revision and events leave together."""
 
 from datetime import datetime
 
@@ -23,7 +23,9 @@ class JobChange:
         self.job = jobs_pb2.Job.FromString(row.body)
         self._events: list[tuple[str, events_pb2.JobEvent]] = []
 
-    def move(self, outcome: machine.Outcome, failure: state_pb2.Failure | None = None, version: str = "") -> None:
+    def move(
+        self, outcome: machine.Outcome, failure: state_pb2.Failure | None = None, version: str = ""
+    ) -> None:
         """Takes the job to another state and says so."""
         old, new = self.job.state, outcome.state
         assert new in machine.TRANSITIONS[old], f"no transition {old} -> {new}"
@@ -34,7 +36,9 @@ class JobChange:
             self.job.end_time.FromDatetime(self.now)
         if new == machine.FAILED and failure is not None:
             self.job.failure.CopyFrom(failure)
-        changed = events_pb2.JobStateChanged(from_state=old, to_state=new, reason=outcome.reason, model_version=version)
+        changed = events_pb2.JobStateChanged(
+            from_state=old, to_state=new, reason=outcome.reason, model_version=version
+        )
         if failure is not None:
             changed.failure.CopyFrom(failure)
         self.say("state_changed", changed)
@@ -84,7 +88,12 @@ class JobChange:
 
 
 def save_node(
-    session: Session, row: NodeRow, node: nodes_pb2.Node, now: datetime, kind: str = "", event: Message | None = None
+    session: Session,
+    row: NodeRow,
+    node: nodes_pb2.Node,
+    now: datetime,
+    kind: str = "",
+    event: Message | None = None,
 ) -> nodes_pb2.Node:
     """Writes a node under the next revision, with an event if one is given, and returns it."""
     revision = next_revision(session, REVISION)
@@ -98,12 +107,17 @@ def save_node(
         envelope.time.FromDatetime(now)
         getattr(envelope, kind).CopyFrom(event)
         subject = subjects.node_event(row.id, kind)
-        outbox.add(session, OUTBOX, outbox.Outgoing(envelope.event_id, subject, envelope, node.name, revision, now))
+        outbox.add(
+            session, OUTBOX, outbox.Outgoing(envelope.event_id, subject, envelope, node.name, revision, now)
+        )
     return node
 
 
 def save_attempt(
-    change: JobChange, row: AttemptRow, new: state_pb2.AttemptState, failure: state_pb2.Failure | None = None
+    change: JobChange,
+    row: AttemptRow,
+    new: state_pb2.AttemptState.ValueType,
+    failure: state_pb2.Failure | None = None,
 ) -> None:
     """Takes an attempt to another state and says so through its job's change."""
     attempt = state_pb2.Attempt.FromString(row.body)

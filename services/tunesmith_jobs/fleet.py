@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from sqlmodel import col
 
 from tunesmith.api.common.v1 import common_pb2
 from tunesmith.api.jobs.v1 import events_pb2, jobs_pb2, state_pb2
@@ -45,7 +46,9 @@ class FleetStore:
             node.agent_version = request.agent_version
             node.register_time.FromDatetime(now)
             _set_reachable(node, True, now)
-            saved = save_node(session, row, node, now, "registered", node_events_pb2.NodeRegistered(node=node))
+            saved = save_node(
+                session, row, node, now, "registered", node_events_pb2.NodeRegistered(node=node)
+            )
             stale = [job for job, epoch in request.attempts.items() if not _in_force(session, job, epoch)]
             self._give_up_unknown(session, request, now)
             return saved, stale
@@ -57,7 +60,9 @@ class FleetStore:
         node.create_time.FromDatetime(now)
         return node
 
-    def _give_up_unknown(self, session: Session, request: nodes_pb2.RegisterNodeRequest, now: datetime) -> None:
+    def _give_up_unknown(
+        self, session: Session, request: nodes_pb2.RegisterNodeRequest, now: datetime
+    ) -> None:
         """Ends attempts that the database gives to the node and a freshly started agent knows nothing of."""
         known = {(names.parse(_JOB, job)[1], epoch) for job, epoch in request.attempts.items()}
         for row in _live(session, node=request.node_id):
@@ -77,7 +82,9 @@ class FleetStore:
         def read(session: Session) -> nodes_pb2.Node:
             row = session.get(NodeRow, node_id)
             if row is None:
-                near = difflib.get_close_matches(node_id, session.execute(select(NodeRow.id)).scalars().all(), n=1)  # type: ignore[call-overload]
+                near = difflib.get_close_matches(
+                    node_id, session.execute(select(col(NodeRow.id))).scalars().all(), n=1
+                )
                 hint = f"did you mean {near[0]}?" if near else "`tunesmith nodes list` shows all nodes"
                 raise NotFound(
                     "NODE_NOT_FOUND", f"there is no node {node_id}", field="name", value=node_id, remedy=hint
@@ -92,7 +99,7 @@ class FleetStore:
 
         def read(session: Session) -> nodes_pb2.ListNodesResponse:
             revision = current_revision(session, REVISION)
-            query = select(NodeRow).where(NodeRow.id > cursor).order_by(NodeRow.id).limit(size + 1)  # type: ignore[arg-type]
+            query = select(NodeRow).where(col(NodeRow.id) > cursor).order_by(col(NodeRow.id)).limit(size + 1)
             rows = session.execute(query).scalars().all()
             token = names.page_token("nodes", rows[size - 1].id) if len(rows) > size else ""
             nodes = [nodes_pb2.Node.FromString(row.body) for row in rows[:size]]
@@ -100,7 +107,7 @@ class FleetStore:
 
         return await self._db.read(read)
 
-    async def report(self, request: nodes_pb2.ReportAttemptRequest) -> state_pb2.Desired:
+    async def report(self, request: nodes_pb2.ReportAttemptRequest) -> state_pb2.Desired.ValueType:
         """Takes over what an agent says of an attempt; returns what the user wants of the job.
 
         Raises:
@@ -108,8 +115,10 @@ class FleetStore:
         """
         project, job_id = names.parse(_JOB, request.job, "job")
 
-        def act(session: Session) -> state_pb2.Desired | FailedPrecondition:
-            change = JobChange(session, find(session, project, job_id), f"nodes/{request.node}", self._clock.now())
+        def act(session: Session) -> state_pb2.Desired.ValueType | FailedPrecondition:
+            change = JobChange(
+                session, find(session, project, job_id), f"nodes/{request.node}", self._clock.now()
+            )
             row = session.get(AttemptRow, (change.row.id, request.epoch))
             if row is None or row.node != request.node or request.epoch != change.job.epoch or row.ended:
                 return self._refuse(change, row, request)
@@ -124,7 +133,7 @@ class FleetStore:
 
     def _refuse(
         self, change: JobChange, row: AttemptRow | None, request: nodes_pb2.ReportAttemptRequest
-    ) -> state_pb2.Desired | FailedPrecondition:
+    ) -> state_pb2.Desired.ValueType | FailedPrecondition:
         if row is not None and row.ended and row.state == request.state and row.node == request.node:
             return change.job.desired  # the same end reported again: the first answer was lost
         change.say(
@@ -165,7 +174,7 @@ class FleetStore:
 
     async def states(self) -> dict[str, int]:
         """Returns the state of every node by its id."""
-        query = select(NodeRow.id, NodeRow.state)  # type: ignore[call-overload]
+        query = select(col(NodeRow.id), col(NodeRow.state))
         return {row.id: row.state for row in await self._db.read(lambda s: s.execute(query).all())}
 
     async def graces(self, node_id: str) -> Sequence[tuple[str, int, timedelta]]:
@@ -198,7 +207,7 @@ class FleetStore:
 
 
 def _live(session: Session, node: str) -> Sequence[AttemptRow]:
-    query = select(AttemptRow).where(AttemptRow.node == node, AttemptRow.ended.is_(False))  # type: ignore[arg-type,attr-defined]
+    query = select(AttemptRow).where(col(AttemptRow.node) == node, col(AttemptRow.ended).is_(False))
     return session.execute(query).scalars().all()
 
 
@@ -210,12 +219,19 @@ def _in_force(session: Session, name: str, epoch: int) -> bool:
 def _set_reachable(node: nodes_pb2.Node, reachable: bool, now: datetime) -> None:
     node.ClearField("conditions")
     status = common_pb2.CONDITION_STATUS_TRUE if reachable else common_pb2.CONDITION_STATUS_FALSE
-    condition = node.conditions.add(type="Reachable", status=status, reason="" if reachable else "LEASE_EXPIRED")
+    condition = node.conditions.add(
+        type="Reachable", status=status, reason="" if reachable else "LEASE_EXPIRED"
+    )
     condition.since_time.FromDatetime(now)
 
 
 def _end(
-    session: Session, row: AttemptRow, end: state_pb2.AttemptState, failure: state_pb2.Failure, actor: str, now: datetime
+    session: Session,
+    row: AttemptRow,
+    end: state_pb2.AttemptState.ValueType,
+    failure: state_pb2.Failure,
+    actor: str,
+    now: datetime,
 ) -> None:
     change = JobChange(session, session.get_one(JobRow, row.job_id, with_for_update=True), actor, now)
     end_attempt(change, row, end, failure)
@@ -223,7 +239,10 @@ def _end(
 
 
 def end_attempt(
-    change: JobChange, row: AttemptRow, end: state_pb2.AttemptState, failure: state_pb2.Failure | None = None
+    change: JobChange,
+    row: AttemptRow,
+    end: state_pb2.AttemptState.ValueType,
+    failure: state_pb2.Failure | None = None,
 ) -> None:
     """Ends an attempt and takes its job where the state machine says; frees the node's slot."""
     history = machine.History(
@@ -270,7 +289,9 @@ def _take_over(change: JobChange, row: AttemptRow, request: nodes_pb2.ReportAtte
         change.row.progressed, change.row.infra_failures, change.row.user_errors = True, 0, 0
         change.say("checkpoint_committed", events_pb2.CheckpointCommitted(checkpoint=request.checkpoint))
         changed = True
-    if request.state and machine.attempt_advances(row.state, request.state):
+    if request.state and machine.attempt_advances(
+        state_pb2.Attempt.FromString(row.body).state, request.state
+    ):
         _advance(change, row, request)
         changed = True
     return changed

@@ -22,7 +22,9 @@ _LOOK_SECONDS = 0.5
 class LeaseMonitor:
     """Marks nodes whose lease expired, and after the grace of each job gives its attempt up."""
 
-    def __init__(self, fleet: FleetStore, watcher: LeaseWatcher, clock: Clock, ttl_seconds: float = TTL_SECONDS) -> None:
+    def __init__(
+        self, fleet: FleetStore, watcher: LeaseWatcher, clock: Clock, ttl_seconds: float = TTL_SECONDS
+    ) -> None:
         self._fleet, self._watcher, self._clock, self._ttl = fleet, watcher, clock, ttl_seconds
 
     async def run(self) -> None:

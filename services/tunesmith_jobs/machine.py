@@ -1,8 +1,8 @@
 """The states of jobs and attempts: pure functions over one table, nothing else.
 
-Every change of state in the service goes through `after_verb`, `after_attempt` or `after_registry`. They are
-total: each end of an attempt leads to another attempt, to rest, or to a terminal state, whatever the user wanted
-and whatever went wrong (`tests/jobs/test_machine.py` walks all combinations).
+Every change of state in the service goes through the functions here. They are total: each end of an attempt
+leads to another attempt, to rest, or to a terminal state, whatever the user wanted and whatever went wrong
+(`tests/jobs/test_machine.py` walks all combinations).
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ TERMINAL = frozenset({SUCCEEDED, FAILED, CANCELLED})
 HAS_ATTEMPT = frozenset({STARTING, RUNNING, PAUSING, CANCELLING})
 
 # Which states follow which. A terminal state is final: to go on is a new job (fork).
-TRANSITIONS: dict[s.JobState, frozenset[s.JobState]] = {
+TRANSITIONS: dict[s.JobState.ValueType, frozenset[s.JobState.ValueType]] = {
     VALIDATING: frozenset({QUEUED, FAILED, CANCELLED}),
     QUEUED: frozenset({STARTING, PAUSED, FAILED, CANCELLED}),
     STARTING: frozenset({RUNNING, QUEUED, PAUSING, CANCELLING, FINALIZING, FAILED}),
@@ -71,7 +71,7 @@ class Budget(Enum):
     NEVER = "never"
 
 
-BUDGETS: dict[s.FailureClass, Budget] = {
+BUDGETS: dict[s.FailureClass.ValueType, Budget] = {
     s.FAILURE_CLASS_UNSPECIFIED: Budget.INFRA,
     s.FAILURE_CLASS_PREEMPTED: Budget.UNLIMITED,
     s.FAILURE_CLASS_DRAINED: Budget.UNLIMITED,
@@ -93,8 +93,8 @@ BUDGETS: dict[s.FailureClass, Budget] = {
 class Outcome:
     """Where a job goes, and why."""
 
-    state: s.JobState
-    reason: s.StateReason = s.STATE_REASON_UNSPECIFIED
+    state: s.JobState.ValueType
+    reason: s.StateReason.ValueType = s.STATE_REASON_UNSPECIFIED
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class History:
     progressed: bool  # a checkpoint was committed since the last attempt began
 
 
-def after_cancel(state: s.JobState) -> Outcome:
+def after_cancel(state: s.JobState.ValueType) -> Outcome:
     """Where a job goes when the user ends it. Jobs without processes end at once.
 
     Raises:
@@ -126,7 +126,11 @@ def after_cancel(state: s.JobState) -> Outcome:
 
 
 def after_attempt(
-    state: s.JobState, desired: s.Desired, end: s.AttemptState, failure: s.FailureClass, history: History
+    state: s.JobState.ValueType,
+    desired: s.Desired.ValueType,
+    end: s.AttemptState.ValueType,
+    failure: s.FailureClass.ValueType,
+    history: History,
 ) -> Outcome:
     """Where a job in `state` goes when its attempt ends as `end`."""
     assert state in HAS_ATTEMPT
@@ -144,7 +148,7 @@ def after_attempt(
     return Outcome(FAILED)
 
 
-def may_retry(failure: s.FailureClass, history: History) -> bool:
+def may_retry(failure: s.FailureClass.ValueType, history: History) -> bool:
     """Whether a failure of this class allows another attempt."""
     budget = BUDGETS.get(failure, Budget.INFRA)
     if budget is Budget.UNLIMITED:
@@ -164,7 +168,7 @@ def after_output(verified: bool) -> Outcome:
     return Outcome(SUCCEEDED if verified else FAILED)
 
 
-def attempt_advances(old: s.AttemptState, new: s.AttemptState) -> bool:
+def attempt_advances(old: s.AttemptState.ValueType, new: s.AttemptState.ValueType) -> bool:
     """Whether a report of `new` says something newer than `old`."""
     if old in ATTEMPT_ENDS:
         return False

@@ -52,7 +52,9 @@ async def build(settings: JobsSettings, telemetry: Telemetry) -> Running:
     async def hear(message: Delivery) -> None:
         await answers.hear(events_pb2.RegistryEvent.FromString(message.payload))
 
-    heard = await bus.consume("EVENTS", "jobs-registry", hear, filter_subjects=subjects.any_event("job", *HEARD))
+    heard = await bus.consume(
+        "EVENTS", "jobs-registry", hear, filter_subjects=subjects.any_event("job", *HEARD)
+    )
 
     server = RpcServer(
         telemetry,

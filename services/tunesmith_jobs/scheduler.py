@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from sqlmodel import col
 
 from tunesmith.api.common.v1 import common_pb2
 from tunesmith.api.jobs.v1 import jobs_pb2, spec_pb2, state_pb2
@@ -69,7 +70,7 @@ class Blocked:
 
 
 def decide(waiting: Iterable[Waiting], free: Iterable[Free]) -> tuple[list[Placement], list[Blocked]]:
-    """Gives nodes to jobs in the order given (priority, then age), fullest node first so that gaps stay large."""
+    """Gives nodes to jobs in the order given (priority, then age), fullest node first to keep gaps large."""
     left = {node.node_id: node for node in free}
     placed, blocked = [], []
     for job in waiting:
@@ -216,11 +217,11 @@ class Scheduler:
             change.save()
 
     async def _redeliver(self) -> None:
-        """Sends commands again that no agent has answered: the bus may have lost them. Agents know an epoch once."""
+        """Sends commands again that no agent has answered: the bus may have lost them."""
 
         def act(session: Session) -> None:
             now = self._clock.now()
-            query = select(AttemptRow).where(AttemptRow.state == state_pb2.ATTEMPT_STATE_RESERVED)  # type: ignore[arg-type]
+            query = select(AttemptRow).where(col(AttemptRow.state) == state_pb2.ATTEMPT_STATE_RESERVED)
             for attempt in session.execute(query).scalars():
                 given = attempt.command_time.replace(tzinfo=attempt.command_time.tzinfo or now.tzinfo)
                 if (now - given).total_seconds() < _REDELIVER_SECONDS:
@@ -231,27 +232,34 @@ class Scheduler:
                 change.command(attempt, "assign", _assign(change.job, attempt))
                 session.add(attempt)
 
-        waiting = select(AttemptRow.job_id).where(AttemptRow.state == state_pb2.ATTEMPT_STATE_RESERVED)  # type: ignore[call-overload]
+        waiting = select(col(AttemptRow.job_id)).where(
+            col(AttemptRow.state) == state_pb2.ATTEMPT_STATE_RESERVED
+        )
         if await self._db.read(lambda session: session.execute(waiting.limit(1)).first()):
             await self._db.write(act)
 
 
 def _still_fits(session: Session, placement: Placement, row: NodeRow) -> bool:
     """Looks at the node again under its lock: another replica may have filled it meanwhile."""
-    live = select(AttemptRow).where(AttemptRow.node == row.id, AttemptRow.ended.is_(False))  # type: ignore[arg-type,attr-defined]
+    live = select(AttemptRow).where(col(AttemptRow.node) == row.id, col(AttemptRow.ended).is_(False))
     return not _misfit(placement.job.resources, _free(row, session.execute(live).scalars().all()))
 
 
 def _load(session: Session) -> tuple[list[Waiting], list[Free]]:
-    queued = select(JobRow).where(JobRow.state == machine.QUEUED)  # type: ignore[arg-type]
-    rows = session.execute(queued.order_by(JobRow.priority.desc(), JobRow.id).limit(_PASS)).scalars()  # type: ignore[attr-defined]
+    queued = select(JobRow).where(col(JobRow.state) == machine.QUEUED)
+    rows = session.execute(
+        queued.order_by(col(JobRow.priority).desc(), col(JobRow.id)).limit(_PASS)
+    ).scalars()
     waiting = [
         Waiting(row.id, row.revision, jobs_pb2.Job.FromString(row.body).spec.resources) for row in rows
     ]
     if not waiting:
         return [], []
-    live = session.execute(select(AttemptRow).where(AttemptRow.ended.is_(False))).scalars().all()  # type: ignore[attr-defined]
-    free = [_free(row, [a for a in live if a.node == row.id]) for row in session.execute(select(NodeRow)).scalars()]
+    live = session.execute(select(AttemptRow).where(col(AttemptRow.ended).is_(False))).scalars().all()
+    free = [
+        _free(row, [a for a in live if a.node == row.id])
+        for row in session.execute(select(NodeRow)).scalars()
+    ]
     return waiting, free
 
 

@@ -23,22 +23,30 @@ class JobService(jobs_pb2_grpc.JobServiceServicer):
     def __init__(self, store: JobStore, signal: CommitSignal) -> None:
         self._store, self._signal = store, signal
 
-    async def CreateJob(self, request: jobs_pb2.CreateJobRequest, context: Context) -> jobs_pb2.CreateJobResponse:
+    async def CreateJob(
+        self, request: jobs_pb2.CreateJobRequest, context: Context
+    ) -> jobs_pb2.CreateJobResponse:
         return jobs_pb2.CreateJobResponse(job=await self._store.create(request, _caller()))
 
     async def GetJob(self, request: jobs_pb2.GetJobRequest, context: Context) -> jobs_pb2.GetJobResponse:
         return jobs_pb2.GetJobResponse(job=await self._store.get(request.name))
 
-    async def ListJobs(self, request: jobs_pb2.ListJobsRequest, context: Context) -> jobs_pb2.ListJobsResponse:
+    async def ListJobs(
+        self, request: jobs_pb2.ListJobsRequest, context: Context
+    ) -> jobs_pb2.ListJobsResponse:
         return await self._store.list(request)
 
-    async def CancelJob(self, request: jobs_pb2.CancelJobRequest, context: Context) -> jobs_pb2.CancelJobResponse:
+    async def CancelJob(
+        self, request: jobs_pb2.CancelJobRequest, context: Context
+    ) -> jobs_pb2.CancelJobResponse:
         return jobs_pb2.CancelJobResponse(job=await self._store.cancel(request, _caller()))
 
     async def WatchJobs(
         self, request: jobs_pb2.WatchJobsRequest, context: Context
     ) -> AsyncIterator[jobs_pb2.WatchJobsResponse]:
-        project = "-" if request.parent == "projects/-" else names.parse("projects/*", request.parent, "parent")[0]
+        project = (
+            "-" if request.parent == "projects/-" else names.parse("projects/*", request.parent, "parent")[0]
+        )
         changes = follow(
             self._signal, lambda revision: self._store.changed_jobs(project, revision), request.from_revision
         )
@@ -87,7 +95,9 @@ class NodeService(nodes_pb2_grpc.NodeServiceServicer):
     async def GetNode(self, request: nodes_pb2.GetNodeRequest, context: Context) -> nodes_pb2.GetNodeResponse:
         return nodes_pb2.GetNodeResponse(node=await self._fleet.get(request.name))
 
-    async def ListNodes(self, request: nodes_pb2.ListNodesRequest, context: Context) -> nodes_pb2.ListNodesResponse:
+    async def ListNodes(
+        self, request: nodes_pb2.ListNodesRequest, context: Context
+    ) -> nodes_pb2.ListNodesResponse:
         return await self._fleet.list(request)
 
     async def WatchNodes(

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from sqlmodel import col
 
 from tunesmith.api.jobs.v1 import events_pb2, jobs_pb2, spec_pb2, state_pb2
 from tunesmith.api.nodes.v1 import events_pb2 as node_events_pb2
@@ -39,8 +40,8 @@ def find(session: Session, project: str, job: str) -> JobRow:
     Raises:
         NotFound: the project has no such job.
     """
-    column = JobRow.id if is_ulid(job) else JobRow.display_name
-    query = select(JobRow).where(JobRow.project == project, column == job).with_for_update()  # type: ignore[arg-type]
+    column = col(JobRow.id) if is_ulid(job) else col(JobRow.display_name)
+    query = select(JobRow).where(col(JobRow.project) == project, column == job).with_for_update()
     row = session.execute(query).scalar_one_or_none()
     if row is None:
         raise NotFound(
@@ -127,14 +128,14 @@ class JobStore:
         """Returns a page of jobs, newest first."""
         (project,) = names.parse("projects/*", request.parent, "parent")
         size, cursor = names.page_size(request.page_size), names.page_cursor("jobs", request.page_token)
-        query = select(JobRow.id, JobRow.body).where(JobRow.project == project)  # type: ignore[call-overload]
+        query = select(col(JobRow.id), col(JobRow.body)).where(col(JobRow.project) == project)
         if request.states:
-            query = query.where(JobRow.state.in_(list(request.states)))  # type: ignore[attr-defined]
+            query = query.where(col(JobRow.state).in_(list(request.states)))
         if request.experiment:
-            query = query.where(JobRow.experiment == request.experiment)
+            query = query.where(col(JobRow.experiment) == request.experiment)
         if cursor:
-            query = query.where(JobRow.id < cursor)
-        query = query.order_by(JobRow.id.desc()).limit(size + 1)  # type: ignore[attr-defined]
+            query = query.where(col(JobRow.id) < cursor)
+        query = query.order_by(col(JobRow.id).desc()).limit(size + 1)
 
         def read(session: Session) -> jobs_pb2.ListJobsResponse:
             # The revision is read first: a change between the two reads is sent again, never missed.
@@ -175,10 +176,12 @@ class JobStore:
         size, cursor = names.page_size(request.page_size), names.page_cursor("attempts", request.page_token)
 
         def read(session: Session) -> jobs_pb2.ListAttemptsResponse:
-            query = select(AttemptRow).where(AttemptRow.job_id == find(session, project, name).id)  # type: ignore[arg-type]
+            query = select(AttemptRow).where(col(AttemptRow.job_id) == find(session, project, name).id)
             if cursor:
-                query = query.where(AttemptRow.epoch < int(cursor))  # type: ignore[arg-type]
-            rows = session.execute(query.order_by(AttemptRow.epoch.desc()).limit(size + 1)).scalars().all()  # type: ignore[attr-defined]
+                query = query.where(col(AttemptRow.epoch) < int(cursor))
+            rows = (
+                session.execute(query.order_by(col(AttemptRow.epoch).desc()).limit(size + 1)).scalars().all()
+            )
             token = names.page_token("attempts", str(rows[size - 1].epoch)) if len(rows) > size else ""
             attempts = [state_pb2.Attempt.FromString(row.body) for row in rows[:size]]
             return jobs_pb2.ListAttemptsResponse(attempts=attempts, next_page_token=token)
@@ -202,16 +205,16 @@ class JobStore:
         return await self._db.read(read)
 
     async def changed_jobs(self, project: str, revision: int) -> tuple[Sequence[jobs_pb2.Job], int]:
-        """Returns the jobs changed after `revision` (0: all that are not finished) and the revision reached."""
+        """Returns the jobs changed after `revision` (0: all unfinished ones) and the revision reached."""
 
         def read(session: Session) -> tuple[Sequence[jobs_pb2.Job], int]:
             reached = current_revision(session, REVISION)
-            query = select(JobRow).where(JobRow.revision > revision)  # type: ignore[arg-type]
+            query = select(JobRow).where(col(JobRow.revision) > revision)
             if project != "-":
-                query = query.where(JobRow.project == project)  # type: ignore[arg-type]
+                query = query.where(col(JobRow.project) == project)
             if revision == 0:
-                query = query.where(JobRow.state.not_in(machine.TERMINAL))  # type: ignore[attr-defined]
-            return _changes(session, query.order_by(JobRow.revision), jobs_pb2.Job, reached)  # type: ignore[arg-type]
+                query = query.where(col(JobRow.state).not_in(machine.TERMINAL))
+            return _changes(session, query.order_by(col(JobRow.revision)), jobs_pb2.Job, reached)
 
         return await self._db.read(read)
 
@@ -220,14 +223,14 @@ class JobStore:
 
         def read(session: Session) -> tuple[Sequence[nodes_pb2.Node], int]:
             reached = current_revision(session, REVISION)
-            query = select(NodeRow).where(NodeRow.revision > revision).order_by(NodeRow.revision)  # type: ignore[arg-type]
+            query = select(NodeRow).where(col(NodeRow.revision) > revision).order_by(col(NodeRow.revision))
             return _changes(session, query, nodes_pb2.Node, reached)
 
         return await self._db.read(read)
 
 
 def _changes(session: Session, query: Any, kind: type[M], reached: int) -> tuple[Sequence[M], int]:
-    rows = session.execute(query.limit(_WATCH_BATCH)).scalars().all()  # type: ignore[attr-defined]
+    rows = session.execute(query.limit(_WATCH_BATCH)).scalars().all()
     if len(rows) == _WATCH_BATCH:
         reached = rows[-1].revision  # more are waiting: go on from the last one sent
     else:

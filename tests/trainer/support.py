@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def write_dataset(folder: Path, rows: list[dict[str, Any]]) -> Path:
 
 def digest_of(folder: Path) -> str:
     manifest = folder / artifact.MANIFEST
-    return artifact.hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.exists() else ""
+    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.exists() else ""
 
 
 def spec(adapter: dict[str, Any] | None = None, **training: Any) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def make_run(folder: Path, base: Path, dataset: Path, job: dict[str, Any], **fie
         "rank": 0,
         "world_size": 1,
         "spec": job,
-        "spec_digest": artifact.hashlib.sha256(artifact.canonical_json(job)).hexdigest(),
+        "spec_digest": hashlib.sha256(artifact.canonical_json(job)).hexdigest(),
         "base_model": {"path": str(base), "digest": digest_of(base)},
         "dataset": {"path": str(dataset), "digest": digest_of(dataset)},
         "checkpoint": None,
@@ -125,64 +126,93 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = DEADLINE_
     return value
 
 
-@dataclass
+class Zygote:
+    """Starts trainers quickly (zygote.py)."""
+
+    def __init__(self) -> None:
+        self._process = start("tests.trainer.zygote")
+        self._ready = False
+
+    def start(self, run: Path, **options: Any) -> Trainer:
+        return Trainer(self, self._ask({"run": str(run), **options}), run)
+
+    def wait(self, pid: int) -> int:
+        return self._ask({"wait": pid})
+
+    def close(self) -> None:
+        stop(self._process)
+
+    def _ask(self, request: dict[str, Any]) -> int:
+        if not self._ready:
+            assert read_line(self._process) == "ready"
+            self._ready = True
+        write_line(self._process, json.dumps(request))
+        return int(read_line(self._process))
+
+
+@dataclass(frozen=True)
 class Trainer:
-    """A trainer process in standby; the imports are paid before the test needs it."""
+    """A trainer process."""
 
-    process: subprocess.Popen[str]
-    run: Path = field(default=Path())
-
-    def begin(self, run: Path) -> Trainer:
-        self.run = run
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{run}\n")
-        self.process.stdin.flush()
-        return self
+    zygote: Zygote
+    pid: int
+    run: Path
 
     def end(self) -> int:
-        try:
-            return self.process.wait(DEADLINE_SECONDS)
-        finally:
-            close(self.process)
+        """Wait for its end; gives the exit code, negative for a signal."""
+        wait_for(lambda: finished_or_gone(self.run, self.pid), "end of the trainer")
+        return self.zygote.wait(self.pid)
 
     def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(DEADLINE_SECONDS)
-        close(self.process)
+        os.kill(self.pid, signal.SIGKILL)
+        self.zygote.wait(self.pid)
 
     def terminate(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
+        os.kill(self.pid, signal.SIGTERM)
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(TRAINER)}
+def finished_or_gone(run: Path, pid: int) -> bool:
+    path = run / "status.json"
+    if path.exists() and status(run)["finished"] is not None:
+        return True
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return state == "Z"
 
 
-def standby(**options: Any) -> Trainer:
-    """Start a trainer that waits for its run folder."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tunesmith_trainer.worker", "--standby"],
+def start(module: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         text=True,
-        env=environment(),
-        **options,
+        cwd=TRAINER.parent,
+        env={**os.environ, "PYTHONPATH": f"{TRAINER}:{TRAINER.parent}"},
     )
-    return Trainer(process)
 
 
-def ready(trainer: Trainer) -> Trainer:
-    assert trainer.process.stdout is not None
-    line = trainer.process.stdout.readline()
-    assert line == "ready\n", trainer.process.stderr and trainer.process.stderr.read()
-    return trainer
+def write_line(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
 
 
-def close(process: subprocess.Popen[str]) -> None:
-    for stream in (process.stdin, process.stdout, process.stderr):
-        if stream is not None:
-            stream.close()
+def read_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def stop(process: subprocess.Popen[str]) -> int:
+    """End the input and wait; a process that does not end by that is killed."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    try:
+        return process.wait(DEADLINE_SECONDS)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        process.stdout.close()
 
 
 def status(run: Path) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The agent: one a node. It hears commands, runs trainers and reports; it never imports torch."""

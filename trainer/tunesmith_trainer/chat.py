@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,7 +67,7 @@ class ChatFormat:
         )
 
     def _turn(self, text: str) -> str:
-        # The newline many templates write after the end-of-turn token separates turns; no model need learn it.
+        # The newline many templates write after the end of turn only separates turns; it is not learnt.
         bare = text.rstrip()
         return bare if bare.endswith(self._special) else text
 
@@ -83,8 +82,10 @@ class ChatFormat:
 
 
 def _common(left: str, right: str) -> int:
-    # The prefix is whole but for templates that rewrite earlier turns; the search character by character is slow.
-    return len(left) if right.startswith(left) else len(os.path.commonprefix([left, right]))
+    # Only templates that rewrite earlier turns need the slow way, character by character.
+    if right.startswith(left):
+        return len(left)
+    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), len(right))
 
 
 def _refused(row: Row, error: Exception) -> TrainerError:

@@ -29,17 +29,21 @@ def from_gguf(file: Path, target: Path) -> None:
     logging.disable_progress_bar()
     if not file.is_file():
         raise invalid_input("MODEL_INVALID", f"{file} is not a file", "give the path of a .gguf file")
-    where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name, "local_files_only": True}
-    loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, local_files_only=True, dtype=torch.float32
+    )
     config = loaded.config
-    # A model loaded from GGUF refuses to be saved, for it counts as quantized; a new one of its kind does not.
+    # A model loaded from GGUF counts as quantized and refuses to be saved; a new one of its kind does not.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     plain = type(loaded)(config)
     plain.load_state_dict(loaded.state_dict())
     config.dtype = torch.bfloat16
-    plain.to(torch.bfloat16).save_pretrained(target)
-    AutoTokenizer.from_pretrained(**where).save_pretrained(target)
+    torch.nn.Module.to(plain, torch.bfloat16)
+    plain.save_pretrained(target)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True).save_pretrained(
+        target
+    )
 
 
 def from_folder(folder: Path, target: Path) -> None:

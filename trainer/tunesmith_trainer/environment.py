@@ -11,8 +11,9 @@ import peft
 import tokenizers
 import torch
 import transformers
+from torch.utils import deterministic
 
-from tunesmith_trainer.failure import TrainerError, FailureClass
+from tunesmith_trainer.failure import FailureClass, TrainerError
 
 # Raised whenever a change of the trainer can change the numbers of a run, so that no resume mixes the two.
 NUMERICS = "1"
@@ -24,7 +25,7 @@ def pin(num_threads: int) -> int:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     # Deterministic mode also fills every new tensor with NaN, which only hides errors and costs a pass.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False

@@ -44,11 +44,11 @@ def export(session: Session, progress: Progress) -> Artifact:
 
 def _save_adapter(module: PeftModel, base_model: str, folder: Path) -> None:
     # "auto" would look the base model up on the hub to see whether its embedding grew; ours never does.
-    module.save_pretrained(folder, save_embedding_layers=False)
+    module.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_bytes())
-    # A path of this node means nothing elsewhere, and PEFT writes sets in the order of the process's hash seed.
+    # A path of this node means nothing elsewhere, and PEFT writes sets in the order of this process's hashes.
     config["base_model_name_or_path"] = base_model
     for key, value in config.items():
         if isinstance(value, list) and all(isinstance(item, str) for item in value):

@@ -55,7 +55,7 @@ def resume_mismatch(item: str, saved: object, now: object) -> TrainerError:
 # RLIMIT_FSIZE and quotas end a write for the same reason as a full disk does.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _OOM_REMEDY = (
-    "lower training.micro_batch_size (raise gradient_accumulation_steps by the same factor to keep the batch) "
+    "lower training.micro_batch_size (and raise gradient_accumulation_steps by the same factor) "
     "or training.max_length, or use LoRA and PRECISION_BFLOAT16"
 )
 

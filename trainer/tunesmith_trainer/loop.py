@@ -41,7 +41,7 @@ class Loop:
     """Trains a session from where its newest checkpoint stands to the end."""
 
     def __init__(self, session: Session, control: Control, status: StatusFile) -> None:
-        self._session = session
+        self.session = session
         self._control = control
         self._status = status
         self._training = session.run.spec.training
@@ -56,7 +56,7 @@ class Loop:
 
     def run(self) -> None:
         """The whole attempt. Raises StopWanted when it is to end early; `stop` then saves it."""
-        course = self._session.course
+        course = self.session.course
         self._enter(Phase.INIT)
         self._answer_prompts("before")
         self.resume()
@@ -74,30 +74,30 @@ class Loop:
         self._enter(Phase.TRAINING_COMPLETE)
         self._save()
         self._answer_prompts("after")
-        self._session.checkpoints.wait()
-        with span(self._session.events, "export"):
-            export(self._session, self.progress)
+        self.session.checkpoints.wait()
+        with span(self.session.events, "export"):
+            export(self.session, self.progress)
 
     def resume(self) -> None:
         """Go to the newest checkpoint, if there is one. The cost does not depend on its step."""
         self._resumed = True
-        given = self._session.run.checkpoint
-        found = self._session.checkpoints.newest(given.path if given else None, given.digest if given else "")
+        given = self.session.run.checkpoint
+        found = self.session.checkpoints.newest(given.path if given else None, given.digest if given else "")
         if found is not None:
             self.progress, weights, moments = found
-            self._session.state.restore(weights, moments)
-        self._session.model.module.train()
+            self.session.state.restore(weights, moments)
+        self.session.model.module.train()
 
     def stop(self) -> None:
         """Write a checkpoint of the last finished step; what was computed since is dropped."""
         if not self._resumed:
             self.resume()
         self._save()
-        self._session.checkpoints.wait()
+        self.session.checkpoints.wait()
 
     def train_step(self) -> None:
         """One optimizer step: the mean loss over all label tokens of its micro-batches."""
-        session, step, training = self._session, self.progress.step, self._training
+        session, step, training = self.session, self.progress.step, self._training
         began = time.monotonic()
         micro_batches = session.course.micro_batches(step)
         first = session.course.first_micro(step)
@@ -131,7 +131,7 @@ class Loop:
         self._report(rate, began)
 
     def _loss(self, batch: Batch) -> torch.Tensor:
-        session = self._session
+        session = self.session
         if not self._bfloat16:
             return session.recipe.loss(session.scorer, batch)[0]
         with session.model.autocast():
@@ -148,7 +148,7 @@ class Loop:
                 FailureClass.NAN_LOSS,
                 "LOSS_NOT_FINITE",
                 f"at step {progress.step + 1} the loss is {loss} and the gradient norm {grad_norm}",
-                "lower training.learning_rate, add warmup_steps, set max_grad_norm to 1, or look for bad rows",
+                "lower training.learning_rate, add warmup_steps or set max_grad_norm to 1",
             )
         progress.step += 1
         progress.micro_step += len(micro_batches)
@@ -166,7 +166,7 @@ class Loop:
         progress, now = self.progress, time.monotonic()
         if self._seconds_per_step is None:
             seconds = now - began
-            self._session.events.event(
+            self.session.events.event(
                 "span",
                 name="first_step",
                 start=time.time() - seconds,
@@ -175,20 +175,20 @@ class Loop:
             )
             self._seconds_per_step = seconds
         self._seconds_per_step += 0.1 * (now - began - self._seconds_per_step)
-        last = progress.step == self._session.course.total_steps
+        last = progress.step == self.session.course.total_steps
         if progress.step % self._training.log_every_steps == 0 or last:
             self._record(rate, now)
 
     def _record(self, rate: float, now: float) -> None:
-        """Report the steps since the last record: their mean loss a label token, and the newest of the rest."""
+        """Report the steps since the last record: their mean loss a label token, the newest of the rest."""
         progress = self.progress
         assert progress.grad_norm is not None
         self._tokens_per_second = self._window_tokens / max(now - self._window_start, 1e-9)
         self._window_start, self._window_tokens = now, 0
         loss = progress.loss_sum / progress.loss_weight
         progress.loss_sum, progress.loss_weight = 0.0, 0
-        epoch = self._session.course.epoch_at(progress.step)
-        self._session.metrics.write(
+        epoch = self.session.course.epoch_at(progress.step)
+        self.session.metrics.write(
             progress.step,
             _TRAIN_KEYS,
             (loss, rate, progress.grad_norm, self._tokens_per_second, epoch, progress.tokens),
@@ -196,10 +196,10 @@ class Loop:
 
     def _evaluate_if_due(self) -> None:
         progress, every = self.progress, self._training.eval_every_steps
-        last = progress.step == self._session.course.total_steps
+        last = progress.step == self.session.course.total_steps
         if not every or progress.evaluated_step == progress.step or not (progress.step % every == 0 or last):
             return
-        session = self._session
+        session = self.session
         with span(session.events, "evaluate", step=progress.step):
             loss = held_out_loss(
                 session.model,
@@ -217,24 +217,24 @@ class Loop:
 
     def _save_if_due(self) -> None:
         every = self._training.checkpoint_every_steps
-        self._session.checkpoints.check()
+        self.session.checkpoints.check()
         if self._control.checkpoint or (every and self.progress.step % every == 0):
             self._control.checkpoint = False
             self._save()
 
     def _save(self) -> None:
-        epoch = self._session.course.epoch_at(self.progress.step)
-        self._session.checkpoints.save(self._session.state, self.progress, epoch)
+        epoch = self.session.course.epoch_at(self.progress.step)
+        self.session.checkpoints.save(self.session.state, self.progress, epoch)
 
     def _answer_prompts(self, when: str) -> None:
-        run = self._session.run
+        run = self.session.run
         for prompt in run.spec.sample_prompts:
             if when == "before" and prompt in run.answered:
                 continue
             self._enter(self.phase)
-            with span(self._session.events, "sample", when=when):
-                text = answer(self._session.model, prompt)
-            self._session.events.event("sample", prompt=prompt, when=when, text=text)
+            with span(self.session.events, "sample", when=when):
+                text = answer(self.session.model, prompt)
+            self.session.events.event("sample", prompt=prompt, when=when, text=text)
 
     def _enter(self, phase: Phase) -> None:
         """Pass a phase boundary: show it when a status is due, and hear what the agent wants."""
@@ -247,7 +247,7 @@ class Loop:
 
     def fields(self) -> dict[str, object]:
         """What status.json says of the run."""
-        progress, total = self.progress, self._session.course.total_steps
+        progress, total = self.progress, self.session.course.total_steps
         pace = self._seconds_per_step
         line = f"{self.phase} step {progress.step}/{total} loss {progress.loss}"
         sys.stdout.write(f"{line} grad_norm {progress.grad_norm} tokens/s {self._tokens_per_second}\n")
@@ -255,7 +255,7 @@ class Loop:
             "phase": self.phase,
             "step": progress.step,
             "total_steps": total,
-            "epoch": self._session.course.epoch_at(progress.step),
+            "epoch": self.session.course.epoch_at(progress.step),
             "loss": progress.loss,
             "first_loss": progress.first_loss,
             "eval_loss": progress.eval_loss,

@@ -13,14 +13,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from tunesmith_trainer.failure import TrainerError, invalid_input
+from tunesmith_trainer.failure import FailureClass, TrainerError, classify, invalid_input
 from tunesmith_trainer.run import Lora, Precision, Spec
 from tunesmith_trainer.seeds import Domain, seed_torch
 
 _CODE = frozenset({".py", ".pyc", ".so", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"})
-# `_attn_implementation_internal` made transformers 4.56 to 5.2 fetch and run a kernel from the hub (CVE-2026-4372).
+# `_attn_implementation_internal` made transformers 4.56 to 5.2 run a kernel from the hub (CVE-2026-4372).
 _CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "_attn_implementation_internal"})
-_SAFE = "convert it: python -m tunesmith_trainer.convert --hf ID --out FOLDER, from a model that needs no own code"
+_SAFE = "use a model of safetensors that needs no code of its own"
 
 
 def check_folder(folder: Path) -> None:
@@ -86,31 +86,40 @@ class Model:
 
 
 def load(folder: Path, spec: Spec, device: torch.device) -> Model:
-    """Load the base model and put the adapter on it. Master weights are 32-bit, and new ones depend on the seed."""
+    """Load the base model and put the adapter on it. Master weights are 32-bit; the seed decides new ones."""
     check_folder(folder)
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        causal = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+    except Exception as error:  # the libraries raise all kinds for files that are not a model
+        if classify(error).failure_class is not FailureClass.USER_ERROR or getattr(error, "errno", None):
             raise
-        raise _invalid(error) from error
+        raise _invalid(f"{type(error).__name__}: {error}") from error
+    causal, told = loaded
+    if missing := sorted(told["missing_keys"]):
+        raise _invalid(f"its weights lack {missing[0]} and would be random there")
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise invalid_input(
             "MODEL_INVALID", "the base model has no tokenizer.json", "save its tokenizer as a fast one"
         )
-    module = causal.to(device) if spec.lora is None else _with_lora(causal.to(device), spec, spec.lora)
+    torch.nn.Module.to(causal, device)
+    module = causal if spec.lora is None else _with_lora(causal, spec, spec.lora)
     model = Model(module, causal, tokenizer, device, spec.training.precision)
     if spec.training.precision is Precision.BFLOAT16:
         _halve_frozen(causal)
     return model
 
 
-def _invalid(error: Exception) -> TrainerError:
-    message = f"the base model cannot be loaded: {type(error).__name__}: {error}"
+def _invalid(why: str) -> TrainerError:
+    message = f"the base model cannot be loaded: {why}"
     return invalid_input(
         "MODEL_INVALID", message[:1000], "check the folder with transformers on your machine"
     )
@@ -121,7 +130,7 @@ def _with_lora(causal: PreTrainedModel, spec: Spec, lora: Lora) -> PeftModel:
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
-        lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type] # PEFT declares int and takes any number
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules) or "all-linear",
         bias="none",
@@ -141,7 +150,7 @@ def _with_lora(causal: PreTrainedModel, spec: Spec, lora: Lora) -> PeftModel:
 def _halve_frozen(causal: PreTrainedModel) -> None:
     """Keep frozen linear weights in bfloat16 only.
 
-    Autocast would round them to the same bits anew in each forward pass, since it caches trained weights only.
+    Autocast would round them to the same bits anew in each forward pass: it caches trained weights only.
     A head tied to the embedding stays: the embedding is read in 32 bits.
     """
     embedding = causal.get_input_embeddings().weight
@@ -157,7 +166,7 @@ def _halve_frozen(causal: PreTrainedModel) -> None:
 class Scorer:
     """Logits at label positions only.
 
-    The head is the most costly layer of a small model (21 % of a 135 M one, nearly all of a tiny one), and most
+    The head is the most costly layer of a small model (21 % of a 135 M one, most of a tiny one), and most
     positions ask for nothing. A hook picks the positions before the head, so that whatever the model does to
     its logits afterwards (capping, scaling) stays as it is.
     """
@@ -168,7 +177,7 @@ class Scorer:
         model.causal.get_output_embeddings().register_forward_pre_hook(self._select)
 
     def logits(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """input_ids (examples, tokens), positions (labels,) into them flattened -> logits (labels, vocabulary)."""
+        """input_ids (examples, tokens), positions (labels,) into it flat: logits (labels, vocabulary)."""
         self._positions = positions
         output = self._causal(input_ids=input_ids, use_cache=False)
         logits: torch.Tensor = output.logits.flatten(0, 1)

@@ -26,7 +26,7 @@ class Phase(StrEnum):
 
 
 # From the optimizer's first write until the step is committed and reported, memory holds half a step: a stop
-# waits. Everywhere else it may abandon what was computed since the last commit, for replay gives the same bits.
+# waits. Everywhere else it may drop what was computed since the last commit: replay gives the same bits.
 UNINTERRUPTIBLE = frozenset(
     {
         Phase.INIT,

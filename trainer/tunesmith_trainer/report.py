@@ -123,7 +123,7 @@ def _last_seq(path: Path) -> Iterator[int]:
 
 
 class EventSpool:
-    """Appends events, one `write(2)` a line. Checkpoints are announced from their own thread, hence the lock."""
+    """Appends events, one `write(2)` a line. Checkpoints speak from their own thread, hence the lock."""
 
     def __init__(self, folder: Path) -> None:
         self._segments = _Segments(folder, "events", "jsonl")

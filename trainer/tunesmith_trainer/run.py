@@ -183,7 +183,7 @@ def _training(fields: Fields, with_lora: bool) -> Training:
 
 
 class Fields:
-    """A JSON object read field by field. proto3 JSON gives 64-bit integers as strings; both forms are read."""
+    """A JSON object read field by field. proto3 JSON has 64-bit integers as strings; both are read."""
 
     def __init__(self, value: object, path: str) -> None:
         self._path = path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import GenerationConfig
 
@@ -14,6 +16,7 @@ MAX_NEW_TOKENS = 48
 def answer(model: Model, prompt: str) -> str:
     """The model's greedy answer, at most 48 tokens."""
     tokenizer = model.tokenizer
+    causal: Any = model.causal  # its type does not say that it generates
     text = ChatFormat(tokenizer).prompt(prompt)
     inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)
     own = model.causal.generation_config
@@ -28,7 +31,7 @@ def answer(model: Model, prompt: str) -> str:
     model.module.eval()
     try:
         with torch.no_grad(), model.autocast():
-            output = model.causal.generate(**inputs, generation_config=config)
+            output = causal.generate(**inputs, generation_config=config)
     finally:
         model.module.train()
     new = output[0, inputs["input_ids"].shape[1] :]

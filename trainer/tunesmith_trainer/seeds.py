@@ -1,4 +1,4 @@
-"""Counter-based randomness: every random draw is a function of (seed, domain, index), so there is no state to save."""
+"""Counter-based randomness: every draw is a function of (seed, domain, index); no state is saved."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import torch
 
 
 def warm_up() -> None:
-    """Import all a run needs, and take the first optimizer step, which imports another second's worth of torch."""
+    """Import all a run needs, and take an optimizer step: the first one imports another second's worth."""
     from transformers.models.llama import modeling_llama  # noqa: F401
 
     from tunesmith_trainer import loop  # noqa: F401

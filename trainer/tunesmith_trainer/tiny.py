@@ -1,4 +1,4 @@
-"""A tiny random model for tests: `python -m tunesmith_trainer.tiny --out FOLDER`, a few seconds, 139,584 parameters."""
+"""A tiny random model for tests, 139,584 parameters: `python -m tunesmith_trainer.tiny --out FOLDER`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ def make(folder: Path, seed: int = 0) -> str:
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
     from transformers.utils import logging
 
     from tunesmith_trainer import artifact

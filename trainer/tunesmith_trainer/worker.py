@@ -65,7 +65,7 @@ def _await_folder() -> Path | None:
 
 
 def _redirect(path: Path) -> None:
-    """Send output to the log, also that of native libraries; append, for an earlier process may have written."""
+    """Send output to the log, also that of native libraries; what an earlier process wrote stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for target in (sys.stdout, sys.stderr):

@@ -26,11 +26,15 @@ COMMANDS = {
     "watch": _Entry("Jobs", "tunesmith.cli.follow:watch", "Follow a job live: progress, loss, time left."),
     "logs": _Entry("Jobs", "tunesmith.cli.follow:logs", "Print or follow the log of a job."),
     "cancel": _Entry("Jobs", "tunesmith.cli.jobs:cancel", "End a job, with a checkpoint or at once."),
-    "datasets": _Entry("Data and models", "tunesmith.cli.datasets:datasets", "Import, check and list datasets."),
+    "datasets": _Entry(
+        "Data and models", "tunesmith.cli.datasets:datasets", "Import, check and list datasets."
+    ),
     "models": _Entry("Data and models", "tunesmith.cli.models:models", "Base models, models and versions."),
     "nodes": _Entry("Fleet", "tunesmith.cli.nodes:nodes", "List the machines of the fleet."),
     "version": _Entry("Help", "tunesmith.cli.about:version", "Print the versions of client and server."),
-    "completion": _Entry("Help", "tunesmith.cli.about:completion", "Print the completion script of your shell."),
+    "completion": _Entry(
+        "Help", "tunesmith.cli.about:completion", "Print the completion script of your shell."
+    ),
 }
 
 
@@ -77,7 +81,9 @@ class _LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Begin with `tunesmith up`; then, in another terminal, `tunesmith submit job.yaml --watch`.",
 )
-@click.option("--address", metavar="HOST:PORT", help="The server. Default: TUNESMITH_ADDRESS, else the profile.")
+@click.option(
+    "--address", metavar="HOST:PORT", help="The server. Default: TUNESMITH_ADDRESS, else the profile."
+)
 @click.option("--token", help="Your token. Default: TUNESMITH_TOKEN, else the profile `tunesmith up` wrote.")
 @click.option("--project", help="The project. Default: TUNESMITH_PROJECT, else the profile, else `default`.")
 @click.pass_context

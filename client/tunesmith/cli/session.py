@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 def connect(ctx: click.Context) -> Client:
     """Returns a client for the address, token and project of the command line."""
+    # gRPC's core logs each lost connection to stderr; the commands say it in their own words.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from tunesmith.client import Client
 
     given = ctx.find_root().obj

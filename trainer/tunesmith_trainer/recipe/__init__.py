@@ -26,7 +26,7 @@ class Recipe(Protocol):
     def prepare(
         self, rows: Iterable[Row], tokenizer: PreTrainedTokenizerFast, max_length: int, reporter: Reporter
     ) -> list[Example]:
-        """Tokens and labels of the rows, in an order that only depends on them; rows without labels are left out."""
+        """Tokens and labels of the rows, in an order of their own; rows without labels are left out."""
         ...
 
     def collate(self, examples: Sequence[Example]) -> Batch:

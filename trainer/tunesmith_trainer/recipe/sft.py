@@ -108,7 +108,7 @@ def _labels(item: Rendered, offsets: list[tuple[int, int]]) -> list[bool]:
 
 
 def _example(tokens: list[int], labels: list[bool]) -> Example | None:
-    """The first token has nothing before it, so its label never counts; what follows the last label is cut."""
+    """The first token has nothing before it, so its label never counts; the rest after the last is cut."""
     wanted = [index for index, label in enumerate(labels) if label and index]
     if not wanted:
         return None

@@ -1,0 +1,79 @@
+"""`tunesmith up | serve`: the platform itself, found by entry points, never imported by the client."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+
+import click
+
+from tunesmith.cli.failure import USAGE, detail, say
+
+_DATA_DIR = Path("~/.local/share/tunesmith")
+
+
+@click.command()
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=_DATA_DIR,
+    envvar="TUNESMITH_DATA_DIR",
+    show_envvar=True,
+    show_default=True,
+    help="Where everything is kept.",
+)
+@click.option(
+    "--port", default=7460, show_default=True, type=click.IntRange(0, 65535), help="Page and REST. 0: any."
+)
+@click.option(
+    "--grpc-port", default=7461, show_default=True, type=click.IntRange(0, 65535), help="gRPC. 0: any."
+)
+@click.option("--no-agent", is_flag=True, help="Run no jobs on this machine.")
+def up(data_dir: Path, port: int, grpc_port: int, no_agent: bool) -> int:
+    """Start the whole platform on this machine, and stay until Ctrl-C.
+
+    The first start makes a token for you and writes it, with the address, to your profile, so that every
+    other command finds the platform by itself. Running jobs survive a restart.
+
+    \b
+    Examples:
+      tunesmith up
+      tunesmith up --data-dir /srv/tunesmith --no-agent
+    """
+    host = _host()
+    if host is None:
+        return USAGE
+    code: int = host.up(data_dir.expanduser(), port, grpc_port, not no_agent)
+    return code
+
+
+@click.command()
+@click.argument("name")
+def serve(name: str) -> int:
+    """Run one service of a distributed platform: jobs, registry, metrics, gateway or agent.
+
+    Its settings come from the environment: TUNESMITH_NATS_URL, TUNESMITH_DATABASE_URL and so on, or for one
+    service only TUNESMITH_JOBS_DATABASE_URL.
+    """
+    known = sorted(entry_points(group="tunesmith.services").names)
+    if name not in known:
+        raise click.BadParameter(
+            f"there is no service {name!r}; there are {', '.join(known)}", param_hint="NAME"
+        )
+    host = _host()
+    if host is None:
+        return USAGE
+    code: int = host.serve(name)
+    return code
+
+
+def _host() -> ModuleType | None:
+    """Returns the module that runs services, or says what to install."""
+    try:
+        return importlib.import_module("tunesmith_kit.host")
+    except ModuleNotFoundError as error:
+        say("error:", f"the platform's own packages are not installed ({error.name} is missing)", "red")
+        detail("remedy:", "pip install 'tunesmith[server]'")
+        return None

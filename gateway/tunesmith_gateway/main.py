@@ -1,0 +1,94 @@
+"""Wires the gateway."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from tunesmith.api.gateway.v1 import fleet_pb2, fleet_pb2_grpc
+from tunesmith.api.metrics.v1 import metrics_pb2
+from tunesmith.api.registry.v1 import blobs_pb2, datasets_pb2, models_pb2
+from tunesmith_gateway import app
+from tunesmith_gateway.auth import Tokens, authenticator
+from tunesmith_gateway.proxy import SERVED_BY, Backends, Forwarder
+from tunesmith_gateway.rest import Rest
+from tunesmith_gateway.tables import METADATA
+from tunesmith_gateway.views import FleetService
+from tunesmith_kit import migrate, rpc
+from tunesmith_kit.clock import SystemClock
+from tunesmith_kit.db import Database
+from tunesmith_kit.health import HttpServer
+from tunesmith_kit.host import Running, ServiceSpec
+from tunesmith_kit.settings import ServiceSettings, setting
+from tunesmith_kit.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+_FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name
+SERVICES = (*SERVED_BY, _FLEET)
+CONTRACTS = (metrics_pb2, blobs_pb2, datasets_pb2, models_pb2)  # imported so that their rpcs are known
+
+
+@dataclass(frozen=True)
+class GatewaySettings(ServiceSettings):
+    """Settings of the gateway."""
+
+    web_port: int = setting(0, "port of REST and the page; 0: any free one")
+    jobs_address: str = setting("127.0.0.1:7471", "gRPC address of the jobs service")
+    registry_address: str = setting("127.0.0.1:7472", "gRPC address of the registry service")
+    metrics_address: str = setting("127.0.0.1:7473", "gRPC address of the metrics service")
+    admin_token: str = setting("", "token of role admin; empty: one is made at the first start", secret=True)
+    node_token: str = setting("", "token of role node for agents; empty: no agent is let in", secret=True)
+    viewer_token: str = setting("", "token of role viewer; empty: none", secret=True)
+    developer_token: str = setting("", "token of role developer; empty: none", secret=True)
+    allowed_hosts: str = setting("", "further names of this server, separated by commas")
+
+
+async def build(settings: GatewaySettings, telemetry: Telemetry) -> Running:
+    """Starts the gateway: tokens, channels, gRPC, HTTP."""
+    url, clock = settings.database("gateway"), SystemClock()
+    await asyncio.to_thread(migrate.upgrade, url, "gateway", METADATA)
+    db = Database(url, "gateway")
+    tokens = Tokens(db, clock)
+    await _ensure_tokens(settings, tokens)
+
+    addresses = {
+        "jobs": settings.jobs_address,
+        "registry": settings.registry_address,
+        "metrics": settings.metrics_address,
+    }
+    backends = Backends(addresses, settings.internal_token)
+    authenticate = authenticator(tokens)
+    server = rpc.RpcServer(
+        telemetry,
+        authenticate,
+        [(fleet_pb2_grpc.add_FleetServiceServicer_to_server, FleetService(backends))],
+        generic=[Forwarder(backends)],
+        names=SERVICES,
+    )
+    address = await server.start(settings.host, settings.port)
+    own = rpc.connect(address.replace("0.0.0.0", "127.0.0.1"))
+    hosts = ["localhost", "127.0.0.1", "::1", settings.host, *settings.allowed_hosts.split(",")]
+    web = HttpServer(app.build(Rest(own, SERVICES, telemetry), SERVICES, authenticate, hosts, backends.ready))
+    http_address = await web.start(settings.host, settings.web_port)
+
+    async def stop() -> None:
+        await web.stop()
+        await server.stop()
+        await own.close()
+        await backends.close()
+        await db.close()
+
+    return Running(address, stop, backends.ready, {"http_address": http_address})
+
+
+async def _ensure_tokens(settings: GatewaySettings, tokens: Tokens) -> None:
+    for role in ("admin", "node", "viewer", "developer"):
+        token: str = getattr(settings, f"{role}_token")
+        if token:
+            await tokens.ensure(role, role, token)
+    made = await tokens.first_admin()
+    if made:
+        # The one time a secret is shown: there is no other way to hand the first one over.
+        print(f"admin token (shown once): {made}", flush=True)  # noqa: T201
+
+
+service = ServiceSpec("gateway", GatewaySettings, build)

@@ -1,0 +1,103 @@
+"""Forwards every rpc of the other services as bytes, in the caller's name."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import grpc
+
+from tunesmith_kit import access, rpc
+from tunesmith_kit.telemetry import current_traceparent
+
+# Which process serves a contract; `main` imports the modules behind, so that their rpcs are known.
+SERVED_BY: Mapping[str, str] = {
+    "tunesmith.api.jobs.v1.JobService": "jobs",
+    "tunesmith.api.nodes.v1.NodeService": "jobs",
+    "tunesmith.api.registry.v1.DatasetService": "registry",
+    "tunesmith.api.registry.v1.ModelService": "registry",
+    "tunesmith.api.registry.v1.BlobService": "registry",
+    "tunesmith.api.metrics.v1.MetricsService": "metrics",
+    "tunesmith.api.metrics.v1.LogService": "metrics",
+}
+
+
+class Backends:
+    """Channels to the other services."""
+
+    def __init__(self, addresses: Mapping[str, str], token: str) -> None:
+        self._channels = {name: rpc.connect(address) for name, address in addresses.items()}
+        self._token = token
+
+    def channel(self, service: str) -> grpc.aio.Channel:
+        """Returns the channel to a service by its short name."""
+        return self._channels[service]
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Returns the metadata of a call made for the present caller."""
+        caller = rpc.principal()
+        return (
+            ("authorization", f"Bearer {self._token}"),
+            (rpc.PRINCIPAL_KEY, caller.name),
+            (rpc.ROLE_KEY, caller.role),
+            (rpc.TRACE_KEY, current_traceparent()),
+        )
+
+    async def ready(self) -> str:
+        """Returns which services cannot be reached, or nothing."""
+        missing = [
+            name
+            for name, channel in self._channels.items()
+            if channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY
+        ]
+        return f"waiting for {', '.join(missing)}" if missing else ""
+
+    async def close(self) -> None:
+        """Closes all channels."""
+        for channel in self._channels.values():
+            await channel.close()
+
+
+class Forwarder(grpc.GenericRpcHandler):
+    """Serves the rpcs of `SERVED_BY` by passing bytes on."""
+
+    def __init__(self, backends: Backends) -> None:
+        self._backends = backends
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        path = handler_call_details.method
+        found = access.find(path)
+        backend = SERVED_BY.get(path.split("/")[1])
+        if found is None or backend is None:
+            return None
+        channel = self._backends.channel(backend)
+        if found.client_streaming:
+            return grpc.stream_unary_rpc_method_handler(self._stream_unary(channel.stream_unary(path)))
+        if found.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._unary_stream(channel.unary_stream(path)))
+        return grpc.unary_unary_rpc_method_handler(self._unary_unary(channel.unary_unary(path)))
+
+    def _unary_unary(self, call: Any) -> Any:
+        async def forward(request: bytes, context: Any) -> bytes:
+            timeout = context.time_remaining()
+            answer: bytes = await call(request, timeout=timeout, metadata=self._backends.metadata())
+            return answer
+
+        return forward
+
+    def _stream_unary(self, call: Any) -> Any:
+        async def forward(requests: AsyncIterator[bytes], context: Any) -> bytes:
+            timeout = context.time_remaining()
+            answer: bytes = await call(requests, timeout=timeout, metadata=self._backends.metadata())
+            return answer
+
+        return forward
+
+    def _unary_stream(self, call: Any) -> Any:
+        async def forward(request: bytes, context: Any) -> AsyncIterator[bytes]:
+            stream = call(request, timeout=context.time_remaining(), metadata=self._backends.metadata())
+            try:
+                async for response in stream:
+                    yield response
+            finally:
+                stream.cancel()
+
+        return forward

@@ -1,0 +1,150 @@
+"""The REST face: every rpc with a route in the contract, server streams as server-sent events, blobs raw.
+
+Requests go through our own gRPC server, so authentication, permissions and limits are checked in one
+place only.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from tunesmith.api.registry.v1 import blobs_pb2, blobs_pb2_grpc
+from tunesmith.errors import InvalidArgument, ResourceExhausted, TunesmithError, Unauthenticated
+from tunesmith.status import from_rpc_error
+from tunesmith_gateway import transcode
+from tunesmith_kit import access, rpc
+from tunesmith_kit.rpc import known_error
+from tunesmith_kit.telemetry import Telemetry, current_traceparent
+
+log = logging.getLogger(__name__)
+MAX_BODY_BYTES = 8 * 1024 * 1024
+_CHUNK = 512 * 1024
+_LONGEST_SECONDS = 60.0
+
+
+def problem(error: TunesmithError) -> JSONResponse:
+    """Returns an error as problem details (RFC 9457)."""
+    content: dict[str, Any] = {
+        "type": f"https://tunesmith.dev/errors/{error.reason}",
+        "title": type(error).__name__,
+        "status": error.http_status,
+        "detail": error.message,
+        "reason": error.reason,
+        **error.metadata(),
+    }
+    if error.violations:
+        content["errors"] = [
+            {"field": v.path, "value": v.value, "detail": v.problem, "remedy": v.remedy}
+            for v in error.violations
+        ]
+    headers = {"www-authenticate": "Bearer"} if error.http_status == 401 else {}
+    if error.http_status == 503:
+        headers["retry-after"] = "2"
+    return JSONResponse(content, error.http_status, headers, media_type="application/problem+json")
+
+
+class Rest:
+    """Answers everything below `/api/v1/`."""
+
+    def __init__(self, channel: grpc.aio.Channel, services: Sequence[str], telemetry: Telemetry) -> None:
+        self._channel, self._telemetry = channel, telemetry
+        self._routes = transcode.routes(services)
+        self._blobs = blobs_pb2_grpc.BlobServiceStub(channel)
+
+    async def __call__(self, request: Request) -> Response:
+        """Answers one request; every error becomes problem details."""
+        path = request.path_params["path"]
+        try:
+            with self._telemetry.span(
+                f"{request.method} /api/v1", parent=request.headers.get(rpc.TRACE_KEY), kind="server",
+                attributes={"http.request.method": request.method, "url.path": request.url.path},
+            ):  # fmt: skip
+                return await self._answer(request, path)
+        except grpc.aio.AioRpcError as error:
+            return problem(from_rpc_error(error))
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except Exception as error:
+            return problem(known_error(error, path))
+
+    async def _answer(self, request: Request, path: str) -> Response:
+        metadata = self._metadata(request)
+        if path == "blobs" and request.method == "POST":
+            return await self._upload(request, metadata)
+        found, captured = transcode.match(self._routes, request.method, path)
+        body = await _body(request)
+        message = transcode.request_of(found, captured, request.query_params.multi_items(), body)
+        if found.server_streaming:
+            return await self._events(found, message, request, metadata)
+        call = self._channel.unary_unary(found.path, _serialize, found.response.FromString)
+        answer = await call(message, timeout=_LONGEST_SECONDS, metadata=metadata)
+        return Response(transcode.to_json(answer), media_type="application/json")
+
+    def _metadata(self, request: Request) -> tuple[tuple[str, str], ...]:
+        given = request.headers.get("authorization")
+        if not given:
+            raise Unauthenticated(
+                "TOKEN_MISSING", "no token was sent", field="authorization",
+                remedy="send the header Authorization: Bearer TOKEN",
+            )  # fmt: skip
+        return (("authorization", given), (rpc.TRACE_KEY, current_traceparent()))
+
+    async def _upload(self, request: Request, metadata: tuple[tuple[str, str], ...]) -> Response:
+        async def chunks() -> AsyncIterator[blobs_pb2.UploadBlobRequest]:
+            async for data in request.stream():
+                for at in range(0, len(data), _CHUNK):
+                    yield blobs_pb2.UploadBlobRequest(chunk=data[at : at + _CHUNK])
+
+        answer = await self._blobs.UploadBlob(chunks(), metadata=metadata)
+        return Response(transcode.to_json(answer), media_type="application/json")
+
+    async def _events(
+        self, found: access.Rpc, message: Any, request: Request, metadata: tuple[tuple[str, str], ...]
+    ) -> Response:
+        last = request.headers.get("last-event-id", "")
+        if last and "from_revision" in message.DESCRIPTOR.fields_by_name:
+            if not last.isdigit():
+                raise InvalidArgument(
+                    "FIELD_INVALID", "Last-Event-ID is not a revision", field="Last-Event-ID", value=last
+                )
+            message.from_revision = int(last)
+        call = self._channel.unary_stream(found.path, _serialize, found.response.FromString)
+        stream = call(message, metadata=metadata)
+        first = await stream.read()  # so that a refusal is an answer with its status, not a broken stream
+
+        async def events() -> AsyncIterator[bytes]:
+            response: Any = first
+            try:
+                while response is not grpc.aio.EOF:
+                    revision = getattr(response, "revision", 0)
+                    yield b"id: %d\nevent: message\ndata: %s\n\n" % (revision, transcode.to_json(response))
+                    response = await stream.read()
+                yield b"event: end\ndata: {}\n\n"
+            except grpc.aio.AioRpcError as error:
+                yield b"event: error\ndata: %s\n\n" % problem(from_rpc_error(error)).body
+            finally:
+                stream.cancel()
+
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+
+async def _body(request: Request) -> bytes:
+    data = b""
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MAX_BODY_BYTES:
+            raise ResourceExhausted(
+                "MESSAGE_TOO_LARGE", f"the body is larger than {MAX_BODY_BYTES} bytes", field="body",
+                remedy="upload files with POST /api/v1/blobs, which streams",
+            )  # fmt: skip
+    return data
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()

@@ -1,0 +1,208 @@
+"""The node's daemon: registers, holds the lease, hears commands, fences, and drives its attempts."""
+
+import asyncio
+import logging
+import platform as machine
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import psutil
+
+from tunesmith import __version__
+from tunesmith.api.nodes.v1 import events_pb2, nodes_pb2, nodes_pb2_grpc
+from tunesmith.errors import InvalidArgument
+from tunesmith_agent.attempt import Attempt, Tools
+from tunesmith_agent.folder import Notes, RunFolder, find_runs
+from tunesmith_agent.gpus import Gpus
+from tunesmith_kit import subjects
+from tunesmith_kit.bus import Bus
+from tunesmith_kit.consumer import Delivery
+from tunesmith_kit.tasks import Tasks
+from tunesmith_kit.telemetry import METRICS
+
+log = logging.getLogger(__name__)
+_SAMPLE_SECONDS = 2.0
+_KEPT_RUNS = 20  # closed run folders, for people who look
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What a node is told to say of itself."""
+
+    node_id: str
+    labels: Mapping[str, str]
+    slots: int
+
+
+class Agent:
+    """Runs the attempts of one node. All its memory is in the run folders."""
+
+    def __init__(
+        self,
+        facts: NodeFacts,
+        runs: Path,
+        bus: Bus,
+        stub: nodes_pb2_grpc.NodeServiceAsyncStub,
+        metadata: tuple[tuple[str, str], ...],
+        tools: Tools,
+        gpus: Gpus,
+    ) -> None:
+        self._facts, self._runs, self._bus, self._tools, self._gpus = facts, runs, bus, tools, gpus
+        self._stub, self._metadata = stub, metadata
+        self._attempts: dict[str, Attempt] = {}  # by job id: the newest epoch this node knows
+        self._tasks = Tasks()
+
+    async def start(self) -> None:
+        """Takes up what an earlier agent left, enters the fleet, and begins to hear commands."""
+        self._runs.mkdir(parents=True, exist_ok=True)
+        for folder, notes in find_runs(self._runs):
+            if not notes.closed:
+                self._attempts[notes.job_id] = Attempt(folder, notes, self._tools, None)
+        await self._register()
+        for attempt in list(self._attempts.values()):
+            self._drive(attempt)
+        self._tools.standby.warm()
+        await self._bus.consume(
+            "CMD",
+            f"node-{self._facts.node_id}",
+            self._hear,
+            filter_subjects=[subjects.any_command(self._facts.node_id)],
+        )
+        self._tasks.spawn("sample", self._sample)
+
+    async def stop(self) -> None:
+        """Lets go. Trainers go on; the next agent adopts them."""
+        await self._tasks.stop()
+        self._tools.standby.stop()
+
+    async def _register(self) -> None:
+        request = nodes_pb2.RegisterNodeRequest(
+            node_id=self._facts.node_id,
+            labels=self._facts.labels,
+            capacity=self._capacity(),
+            agent_version=__version__,
+            attempts={a.notes.job: a.notes.epoch for a in self._attempts.values()},
+        )
+        while True:
+            try:
+                answer = await self._stub.RegisterNode(request, timeout=10, metadata=self._metadata)
+                break
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    raise
+                log.warning("the gateway does not answer; trying again", extra={"error": error.details()})
+                await asyncio.sleep(1)
+        for job in answer.stale_attempts:
+            log.warning("an attempt was replaced while the agent was away", extra={"job": job})
+            self._attempts[job.rpartition("/")[2]].kill()
+
+    def _capacity(self) -> nodes_pb2.NodeCapacity:
+        return nodes_pb2.NodeCapacity(
+            slots=self._facts.slots,
+            gpus=self._gpus.inventory(),
+            num_cpus=psutil.cpu_count() or 1,
+            memory_bytes=psutil.virtual_memory().total,
+        )
+
+    async def _hear(self, message: Delivery) -> None:
+        """Applies a command. One of an older epoch than is known is old news; one heard twice acts once."""
+        command = events_pb2.NodeCommand.FromString(message.payload)
+        kind = command.WhichOneof("command")
+        if kind is None:
+            raise InvalidArgument("MESSAGE_MALFORMED", "the command is of a kind this agent does not know")
+        job_id = command.job.rpartition("/")[2]
+        known = self._attempts.get(job_id)
+        if kind == "assign":
+            if (known is None or known.notes.epoch < command.epoch) and not self._folder(
+                command
+            ).path.exists():
+                self._assign(command)
+            return
+        if known is None or known.notes.epoch != command.epoch or known.notes.closed:
+            return
+        if kind == "kill":
+            known.kill()
+        elif kind == "stop":
+            known.stop()
+        else:
+            known.folder.command("checkpoint")
+
+    def _folder(self, command: events_pb2.NodeCommand) -> RunFolder:
+        job_id = command.job.rpartition("/")[2]
+        return RunFolder(self._runs / f"{subjects.token(job_id, 'job')}-{command.epoch}")
+
+    def _assign(self, command: events_pb2.NodeCommand) -> None:
+        folder = self._folder(command)
+        older = self._attempts.get(command.job.rpartition("/")[2])
+        if older is not None:
+            older.kill()  # two writers of one job on one node: the newer epoch wins at once
+        notes = Notes(command.job, command.epoch, self._facts.node_id, command.traceparent)
+        folder.make(notes)
+        attempt = Attempt(folder, notes, self._tools, command.assign)
+        self._attempts[notes.job_id] = attempt
+        self._drive(attempt)
+
+    def _drive(self, attempt: Attempt) -> None:
+        async def drive() -> None:
+            await attempt.drive()
+            self._tidy()
+            self._tools.standby.warm()
+
+        self._tasks.once(f"attempt {attempt.notes.job_id}-{attempt.notes.epoch}", drive())
+
+    def _tidy(self) -> None:
+        closed = [(folder, notes) for folder, notes in find_runs(self._runs) if notes.closed]
+        for folder, notes in closed[:-_KEPT_RUNS]:
+            shutil.rmtree(folder.path, ignore_errors=True)
+            if self._attempts.get(notes.job_id) and self._attempts[notes.job_id].notes.closed:
+                del self._attempts[notes.job_id]
+
+    async def _sample(self) -> None:
+        """Measures the node every 2 s: a heartbeat, and series beside the curves of each running job."""
+        psutil.cpu_percent()
+        while True:
+            await asyncio.sleep(_SAMPLE_SECONDS)
+            beat = self._measure()
+            await self._bus.publish_core(subjects.heartbeat(self._facts.node_id), beat.SerializeToString())
+            for attempt in list(self._attempts.values()):
+                if not attempt.notes.closed:
+                    await attempt.shipper.send_node_series(int(time.time() - attempt.began), _series(beat))
+
+    def _measure(self) -> events_pb2.NodeHeartbeat:
+        backlog = sum(a.shipper.backlog_bytes() for a in self._attempts.values() if not a.notes.closed)
+        METRICS.spool_backlog.set(backlog)
+        beat = events_pb2.NodeHeartbeat(
+            node_id=self._facts.node_id,
+            cpu_percent=psutil.cpu_percent(),
+            memory_used_bytes=psutil.virtual_memory().used,
+            disk_free_bytes=psutil.disk_usage(str(self._runs)).free,
+            gpus=self._gpus.sample(),
+            spool_backlog_bytes=backlog,
+        )
+        beat.time.GetCurrentTime()
+        return beat
+
+
+def _series(beat: events_pb2.NodeHeartbeat) -> dict[str, float]:
+    values = {
+        "system/cpu_percent": beat.cpu_percent,
+        "system/memory_used_bytes": float(beat.memory_used_bytes),
+        "system/disk_free_bytes": float(beat.disk_free_bytes),
+    }
+    for gpu in beat.gpus:
+        prefix = f"system/gpu_{gpu.index}"
+        values[f"{prefix}/utilization_percent"] = gpu.utilization_percent
+        values[f"{prefix}/memory_used_bytes"] = float(gpu.memory_used_bytes)
+        values[f"{prefix}/power_watts"] = gpu.power_watts
+        values[f"{prefix}/temperature_celsius"] = gpu.temperature_celsius
+    return values
+
+
+def default_node_id() -> str:
+    """Returns the machine's name in the form the contract wants."""
+    name = machine.node().split(".")[0].lower()
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in name).strip("-")[:63] or "node"

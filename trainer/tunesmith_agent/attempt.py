@@ -1,0 +1,275 @@
+"""One attempt on this node, from the command to its end: prepare, launch, follow, report.
+
+All that matters lies in the run folder, so an agent that starts anew takes up every attempt where it stands:
+`drive` asks the folder what was done already.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from tunesmith.api.jobs.v1 import state_pb2
+from tunesmith.api.nodes.v1 import events_pb2, nodes_pb2
+from tunesmith.errors import TunesmithError
+from tunesmith_agent import process
+from tunesmith_agent.folder import RUN, STOP, EventTail, Notes, RunFolder
+from tunesmith_agent.inputs import InputCache
+from tunesmith_agent.process import Standby, TrainerProcess, start_ticks
+from tunesmith_agent.reporter import Fenced, Reporter
+from tunesmith_agent.shipper import Shipper
+from tunesmith_agent.trainer_status import end_of, progress_of
+from tunesmith_kit import manifest
+from tunesmith_kit.blobs import BlobStore
+from tunesmith_kit.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+_TICK_SECONDS = 0.05
+_PROGRESS_SECONDS = 1.0
+_STOP_SECONDS = 60.0  # a graceful stop that takes longer falls back to the last checkpoint
+_DRAIN_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What every attempt of a node uses."""
+
+    node: str
+    blobs: BlobStore
+    inputs: InputCache
+    reporter: Reporter
+    standby: Standby
+    telemetry: Telemetry
+    trainer_telemetry: Telemetry
+    shipper: Callable[[Notes, RunFolder], Shipper]
+
+
+class Attempt:
+    """Drives one run folder."""
+
+    def __init__(
+        self, folder: RunFolder, notes: Notes, tools: Tools, assign: events_pb2.AssignAttempt | None
+    ) -> None:
+        self.folder, self.notes, self._tools, self._assign = folder, notes, tools, assign
+        self.shipper = tools.shipper(notes, folder)
+        self._tail = EventTail(folder, notes)
+        self._process = self._adopt()
+        self._stop_deadline = float("inf")
+        self._reported = state_pb2.ATTEMPT_STATE_UNSPECIFIED
+        self._progress_time = 0.0
+        self._uploads: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.began = time.time()
+
+    def stop(self) -> None:
+        """Asks for a checkpoint and the end."""
+        if not self.notes.told_to_stop:
+            self.notes.told_to_stop = True
+            self.folder.save(self.notes)
+            self.folder.command(STOP)
+            self._stop_deadline = time.monotonic() + _STOP_SECONDS
+
+    def kill(self) -> None:
+        """Ends the processes at once."""
+        if not self.notes.told_to_kill:
+            self.notes.told_to_kill = True
+            self.folder.save(self.notes)
+        if self._process is not None:
+            self._process.kill()
+
+    async def drive(self) -> None:
+        """Sees the attempt through. Returns when its end was reported, or when it was found replaced."""
+        uploader = asyncio.create_task(self._upload_checkpoints())
+        try:
+            await self.shipper.start()
+            if not self.notes.started and not await self._launch():
+                return
+            await self._follow()
+            await self._uploads.join()
+            await self._finish()
+        except Fenced as error:
+            log.warning("fenced", extra={"job": self.notes.job, "epoch": self.notes.epoch, "why": str(error)})
+            self.kill()
+            await self.shipper.drained(_DRAIN_SECONDS)
+        finally:
+            uploader.cancel()
+            await self.shipper.stop()
+        self.notes.closed = True
+        self.folder.save(self.notes)
+
+    def _adopt(self) -> TrainerProcess | None:
+        if self.notes.pid and start_ticks(self.notes.pid) == self.notes.start_ticks:
+            log.info("adopted a running trainer", extra={"job": self.notes.job, "pid": self.notes.pid})
+            return TrainerProcess(self.notes.pid, self.notes.start_ticks)
+        return None
+
+    async def _launch(self) -> bool:
+        """Brings the inputs and starts the trainer; False when the attempt ended before that."""
+        if self._assign is None or self.notes.told_to_kill or self.notes.told_to_stop:
+            await self._report_end(_died_early(self.notes, self._assign))
+            return False
+        # The span stands for what the agent does; the trainer's spans hang below it.
+        with self._tools.telemetry.span("launch", parent=self.notes.traceparent, kind="consumer") as span:
+            await self._report(state_pb2.ATTEMPT_STATE_LAUNCHING)
+            try:
+                inputs = await self._tools.inputs.gather(self._assign)
+            except (TunesmithError, OSError) as error:
+                await self._report_end(_no_inputs(error))
+                return False
+            self.notes.traceparent = span.traceparent
+            self.folder.write_run(self.notes, self._assign, inputs)
+            self.folder.command(STOP if self.notes.told_to_stop else RUN)
+            gpus = list(self._assign.gpus)
+            self._process = (
+                None if gpus else await self._tools.standby.take(self.folder.path)
+            ) or process.launch(self.folder.path, gpus)
+            self.notes.pid, self.notes.start_ticks = self._process.pid, self._process.ticks
+            self.notes.started = True
+            self.folder.save(self.notes)
+            await self._report(state_pb2.ATTEMPT_STATE_READY)
+        return True
+
+    async def _follow(self) -> None:
+        """Ships and reports until the process is gone and everything it wrote was read."""
+        while self._process is not None and self._process.alive():
+            if self.notes.told_to_kill or time.monotonic() > self._stop_deadline:
+                self._process.kill()
+            await self._tick()
+            await asyncio.sleep(_TICK_SECONDS)
+        await self._tick()
+
+    async def _tick(self) -> None:
+        await self.shipper.tick()
+        for event in self._tail.read():
+            self._hear(event)
+        status = self.folder.status()
+        if status is None or status.get("phase", "INIT") == "INIT":
+            return
+        if self._reported != state_pb2.ATTEMPT_STATE_RUNNING:
+            await self._report(state_pb2.ATTEMPT_STATE_RUNNING, status)
+        elif status["time"] > self._progress_time and time.time() - self._progress_time > _PROGRESS_SECONDS:
+            self._progress_time = time.time()
+            report = nodes_pb2.ReportAttemptRequest(progress=progress_of(status), samples=self._samples())
+            await self._send(report, patient=False)
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        kind = event.get("type")
+        if kind == "checkpoint":
+            self._uploads.put_nowait(event)
+        elif kind == "span":
+            start, end = (datetime.fromtimestamp(event[key], UTC) for key in ("start", "end"))
+            self._tools.trainer_telemetry.record_span(
+                event["name"],
+                start,
+                end,
+                parent=self.notes.traceparent,
+                attributes=event.get("attributes", {}),
+            )
+        elif kind == "sample":
+            self.notes.samples.setdefault(event["prompt"], {})[event["when"]] = event["text"]
+        self.folder.save(self.notes)
+
+    def _samples(self) -> list[state_pb2.Sample]:
+        return [
+            state_pb2.Sample(prompt=prompt, before=texts.get("before", ""), after=texts.get("after", ""))
+            for prompt, texts in self.notes.samples.items()
+        ]
+
+    async def _upload_checkpoints(self) -> None:
+        """Brings checkpoints into the blob store in order and reports each once it lies there whole."""
+        while True:
+            event = await self._uploads.get()
+            try:
+                await self._upload(event)
+            except Fenced:
+                self.kill()
+            finally:
+                self._uploads.task_done()
+
+    async def _upload(self, event: dict[str, Any]) -> None:
+        path = self.folder.path / event["path"]
+        while True:
+            try:
+                digest = await asyncio.to_thread(manifest.put_folder, self._tools.blobs, path)
+                break
+            except FileNotFoundError:
+                log.info("a checkpoint was replaced before it was uploaded", extra={"path": event["path"]})
+                return
+            except (TunesmithError, OSError) as error:
+                log.warning(
+                    "a checkpoint cannot be stored now", extra={"path": event["path"], "error": str(error)}
+                )
+                await asyncio.sleep(2)
+        checkpoint = state_pb2.CheckpointRef(
+            step=event["step"], epoch=self.notes.epoch, digest=digest, size_bytes=event["size_bytes"]
+        )
+        checkpoint.create_time.FromMilliseconds(int(event["time"] * 1000))
+        await self._send(nodes_pb2.ReportAttemptRequest(checkpoint=checkpoint))
+        self.notes.reported_digest = digest
+
+    async def _finish(self) -> None:
+        """Reports the end, once metrics and logs are stored (or their store is away)."""
+        status = self.folder.status() or {}
+        report = end_of(status, self.notes, self._process.exit_code if self._process else None)
+        if report.state == state_pb2.ATTEMPT_STATE_COMPLETED:
+            try:
+                report.output_digest = await asyncio.to_thread(
+                    manifest.put_folder, self._tools.blobs, self.folder.path / "output"
+                )
+            except (TunesmithError, OSError) as error:
+                report = _no_output(error)
+        await self.shipper.drained(_DRAIN_SECONDS)
+        if status:
+            report.progress.CopyFrom(progress_of(status))
+        report.samples.extend(self._samples())
+        await self._report_end(report)
+
+    async def _report_end(self, report: nodes_pb2.ReportAttemptRequest) -> None:
+        await self._send(report)
+        self.notes.closed = True
+        self.folder.save(self.notes)
+
+    async def _report(
+        self, state: state_pb2.AttemptState.ValueType, status: dict[str, Any] | None = None
+    ) -> None:
+        report = nodes_pb2.ReportAttemptRequest(state=state, samples=self._samples())
+        if status is not None:
+            report.progress.CopyFrom(progress_of(status))
+        await self._send(report)
+        self._reported = state
+
+    async def _send(self, report: nodes_pb2.ReportAttemptRequest, *, patient: bool = True) -> None:
+        report.job, report.epoch = self.notes.job, self.notes.epoch
+        desired = await self._tools.reporter.send(report, patient=patient)
+        # A command may have been lost with the bus: what is wanted comes with every answer too.
+        if desired == state_pb2.DESIRED_KILL:
+            self.kill()
+        elif desired in (state_pb2.DESIRED_CANCEL, state_pb2.DESIRED_PAUSE):
+            self.stop()
+
+
+def _died_early(notes: Notes, assign: events_pb2.AssignAttempt | None) -> nodes_pb2.ReportAttemptRequest:
+    if notes.told_to_kill or notes.told_to_stop:
+        return nodes_pb2.ReportAttemptRequest(state=state_pb2.ATTEMPT_STATE_KILLED)
+    assert assign is None
+    return _infra("AGENT_RESTARTED", "the agent ended before the trainer had started")
+
+
+def _no_inputs(error: Exception) -> nodes_pb2.ReportAttemptRequest:
+    return _infra("INPUTS_UNAVAILABLE", f"model or data cannot be brought to the node: {error}")
+
+
+def _no_output(error: Exception) -> nodes_pb2.ReportAttemptRequest:
+    return _infra("OUTPUT_NOT_STORED", f"the output cannot be stored: {error}")
+
+
+def _infra(reason: str, message: str) -> nodes_pb2.ReportAttemptRequest:
+    failure = state_pb2.Failure(
+        failure_class=state_pb2.FAILURE_CLASS_INFRA,
+        reason=reason,
+        message=message,
+        remedy="check the node's disk and the blob store",
+    )
+    return nodes_pb2.ReportAttemptRequest(state=state_pb2.ATTEMPT_STATE_FAILED, failure=failure)

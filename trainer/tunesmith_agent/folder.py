@@ -1,0 +1,169 @@
+"""The run folder as the agent sees it (docs/run-folder.md)."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+
+from tunesmith.api.nodes.v1 import events_pb2
+
+RUN, CHECKPOINT, STOP = "run", "checkpoint", "stop"
+
+
+@dataclass
+class Notes:
+    """What the agent must still know after its own death; `agent.json`."""
+
+    job: str
+    epoch: int
+    node: str
+    traceparent: str = ""
+    pid: int = 0
+    start_ticks: int = 0  # with the pid, names a process for ever: pids come again
+    started: bool = False
+    told_to_stop: bool = False
+    told_to_kill: bool = False
+    events_segment: int = 1
+    events_offset: int = 0
+    reported_digest: str = ""
+    closed: bool = False
+    samples: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def project(self) -> str:
+        """Id of the job's project."""
+        return self.job.split("/")[1]
+
+    @property
+    def job_id(self) -> str:
+        """Id of the job."""
+        return self.job.split("/")[3]
+
+
+class RunFolder:
+    """One attempt's folder. Every file the agent writes is replaced atomically."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def log(self) -> Path:
+        """The trainer's standard output and error."""
+        return self.path / "logs" / "rank-0.log"
+
+    @property
+    def spool(self) -> Path:
+        """Where metric records and events lie."""
+        return self.path / "spool"
+
+    def make(self, notes: Notes) -> None:
+        """Makes the folder with the agent's notes in it."""
+        for name in ("spool", "logs", "checkpoints"):
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+        self.save(notes)
+
+    def save(self, notes: Notes) -> None:
+        """Writes the agent's notes."""
+        self._replace("agent.json", json.dumps(asdict(notes)))
+
+    def notes(self) -> Notes | None:
+        """Returns the agent's notes, or None when they were never written whole."""
+        found = self._json("agent.json")
+        return Notes(**found) if found is not None else None
+
+    def command(self, word: str) -> None:
+        """Tells the trainer what is wanted now."""
+        self._replace("control", word + "\n")
+
+    def status(self) -> dict[str, Any] | None:
+        """Returns what the trainer last said of itself."""
+        return self._json("status.json")
+
+    def write_run(
+        self, notes: Notes, assign: events_pb2.AssignAttempt, inputs: Mapping[str, dict[str, object] | None]
+    ) -> None:
+        """Writes `run.json`: what the trainer is to do."""
+        spec = MessageToDict(
+            assign.spec, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+        run = {
+            "version": 1,
+            "job": notes.job,
+            "job_id": notes.job_id,
+            "display_name": assign.display_name,
+            "epoch": notes.epoch,
+            "rank": 0,
+            "world_size": 1,
+            "spec": spec,
+            "spec_digest": assign.spec_digest,
+            **inputs,
+            "samples": [{"prompt": s.prompt, "before": s.before} for s in assign.samples],
+            "gpus": list(assign.gpus),
+            "traceparent": notes.traceparent,
+        }
+        self._replace("run.json", json.dumps(run, indent=1))
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads((self.path / name).read_text())
+            return found
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def _replace(self, name: str, text: str) -> None:
+        temporary = self.path / f".{name}.tmp"
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(self.path / name)
+
+
+def find_runs(root: Path) -> Iterator[tuple[RunFolder, Notes]]:
+    """Returns the run folders of this node with their notes."""
+    if not root.is_dir():
+        return
+    for path in sorted(root.iterdir()):
+        folder = RunFolder(path)
+        notes = folder.notes()
+        if notes is not None:
+            yield folder, notes
+
+
+class EventTail:
+    """Reads `spool/events-*.jsonl` onwards from the position in the notes."""
+
+    def __init__(self, folder: RunFolder, notes: Notes) -> None:
+        self._folder, self._notes = folder, notes
+
+    def read(self) -> list[dict[str, Any]]:
+        """Returns the whole lines that came since the last call and moves the position in the notes."""
+        events: list[dict[str, Any]] = []
+        while True:
+            path = self._folder.spool / f"events-{self._notes.events_segment:08d}.jsonl"
+            if path.exists():
+                with path.open("rb") as file:
+                    file.seek(self._notes.events_offset)
+                    data = file.read()
+                whole = data[: data.rfind(b"\n") + 1]
+                self._notes.events_offset += len(whole)
+                events += _parse_lines(whole)
+            following = sorted(
+                p.name for p in self._folder.spool.glob("events-*.jsonl") if p.name > path.name
+            )
+            if not following:
+                return events
+            self._notes.events_segment = int(following[0][7:15])
+            self._notes.events_offset = 0
+
+
+def _parse_lines(data: bytes) -> Iterator[dict[str, Any]]:
+    for line in data.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue  # a torn line before a restart: the write never happened

@@ -1,0 +1,96 @@
+"""Wires the agent."""
+
+from dataclasses import dataclass
+
+from tunesmith.api.metrics.v1 import metrics_pb2_grpc
+from tunesmith.api.nodes.v1 import nodes_pb2_grpc
+from tunesmith.errors import InvalidArgument
+from tunesmith_agent.agent import Agent, NodeFacts, default_node_id
+from tunesmith_agent.attempt import Tools
+from tunesmith_agent.folder import Notes, RunFolder
+from tunesmith_agent.gpus import find_gpus
+from tunesmith_agent.inputs import InputCache
+from tunesmith_agent.process import Standby
+from tunesmith_agent.reporter import Reporter
+from tunesmith_agent.shipper import Shipper
+from tunesmith_kit import rpc
+from tunesmith_kit.blobs import BlobStore
+from tunesmith_kit.bus import Bus
+from tunesmith_kit.host import Running, ServiceSpec
+from tunesmith_kit.lease import Lease, lease_key
+from tunesmith_kit.settings import ServiceSettings, setting
+from tunesmith_kit.telemetry import Telemetry, setup
+
+
+@dataclass(frozen=True)
+class AgentSettings(ServiceSettings):
+    """Settings of the agent."""
+
+    gateway_address: str = setting("127.0.0.1:7461", "gRPC address of the gateway")
+    token: str = setting("", "token of role node for the gateway", secret=True)
+    node: str = setting("", "name of this node; empty: the machine's name")
+    labels: str = setting("", "labels of this node, as key=value separated by commas")
+    slots: int = setting(1, "attempts this node runs at once")
+    standby: bool = setting(True, "keep a trainer with its imports done for the next job")
+
+
+def _labels(text: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+    wrong = next((key for key, equals, _ in pairs if not equals), None)
+    if wrong is not None:
+        raise InvalidArgument(
+            "SETTING_INVALID", "a label has no value", field="TUNESMITH_AGENT_LABELS", value=wrong,
+            remedy="write labels as key=value, separated by commas",
+        )  # fmt: skip
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+async def build(settings: AgentSettings, telemetry: Telemetry) -> Running:
+    """Starts the agent: bus, lease, commands, adopted attempts."""
+    node_id = settings.node or default_node_id()
+    metadata = (("authorization", f"Bearer {settings.token}"),)
+    channel = rpc.connect(settings.gateway_address)
+    nodes = nodes_pb2_grpc.NodeServiceStub(channel)
+    metrics = metrics_pb2_grpc.MetricsServiceStub(channel)
+    bus = await Bus.connect(settings.nats_url, settings.nats_token, f"node/{node_id}", ensure_streams=False)
+    blobs = BlobStore.open(settings.blobs())
+
+    def shipper(notes: Notes, folder: RunFolder) -> Shipper:
+        return Shipper(notes, folder.spool, folder.log, bus, metrics, metadata)
+
+    home = settings.data_dir.absolute() / "nodes" / node_id
+    tools = Tools(
+        node=node_id,
+        blobs=blobs,
+        inputs=InputCache(home / "cache", blobs),
+        reporter=Reporter(node_id, nodes, metadata),
+        standby=Standby(settings.standby),
+        telemetry=telemetry,
+        trainer_telemetry=setup(
+            "trainer",
+            otlp_endpoint=settings.otlp_endpoint,
+            log_format=settings.log_format,
+            log_level=settings.log_level,
+        ),
+        shipper=shipper,
+    )
+    facts = NodeFacts(node_id, _labels(settings.labels), settings.slots)
+    agent = Agent(facts, home / "runs", bus, nodes, metadata, tools, find_gpus())
+    lease = Lease(bus, lease_key("node", node_id), f"node/{node_id}")
+    lease.start()
+    await agent.start()
+
+    async def stop() -> None:
+        await agent.stop()
+        await lease.release()
+        await bus.close()
+        await channel.close()
+        tools.trainer_telemetry.shutdown()
+
+    async def ready() -> str:
+        return "" if bus.connected else "waiting for the bus"
+
+    return Running(settings.gateway_address, stop, ready, {"node": node_id})
+
+
+service = ServiceSpec("agent", AgentSettings, build)

@@ -1,0 +1,60 @@
+"""Tells the jobs service what becomes of attempts, for as long as it takes."""
+
+import asyncio
+import logging
+import random
+
+import grpc
+
+from tunesmith.api.jobs.v1 import state_pb2
+from tunesmith.api.nodes.v1 import nodes_pb2, nodes_pb2_grpc
+from tunesmith.errors import TunesmithError
+from tunesmith.status import from_rpc_error
+
+log = logging.getLogger(__name__)
+_LONGEST_PAUSE = 5.0
+
+
+class Fenced(Exception):
+    """The attempt was replaced: whatever it still does is refused; its processes must end."""
+
+
+class Reporter:
+    """Sends reports of one node. Reports are idempotent, so they are repeated until an answer comes."""
+
+    def __init__(
+        self, node: str, stub: nodes_pb2_grpc.NodeServiceAsyncStub, metadata: tuple[tuple[str, str], ...]
+    ) -> None:
+        self._node, self._stub, self._metadata = node, stub, metadata
+
+    async def send(
+        self, report: nodes_pb2.ReportAttemptRequest, *, patient: bool = True
+    ) -> state_pb2.Desired.ValueType | None:
+        """Sends a report and returns what the user wants of the job; None when nobody answered.
+
+        Args:
+            patient: try until it is answered; otherwise once (progress is soon out of date).
+
+        Raises:
+            Fenced: the attempt is no longer in force.
+        """
+        report.node = self._node
+        pause = 0.1
+        while True:
+            try:
+                answer = await self._stub.ReportAttempt(report, timeout=10, metadata=self._metadata)
+                return answer.desired
+            except grpc.aio.AioRpcError as error:
+                known = from_rpc_error(error)
+            if known.reason in ("STALE_EPOCH", "JOB_NOT_FOUND"):
+                raise Fenced(known.message)
+            self._complain(known, report)
+            if not patient:
+                return None
+            await asyncio.sleep(pause * (0.5 + random.random()))
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _complain(self, error: TunesmithError, report: nodes_pb2.ReportAttemptRequest) -> None:
+        log.warning(
+            "a report was not taken", extra={"job": report.job, "epoch": report.epoch, "error": error.message}
+        )

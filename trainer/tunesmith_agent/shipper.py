@@ -1,0 +1,151 @@
+"""Ships a run's metric records and log to the metrics service, and trims the spool once they are stored.
+
+Published is not stored: only the watermark that the metrics service reports after its commit counts. When it
+stands still (a wiped bus, a lost message), the rest is sent again; the store knows what it has.
+"""
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+import grpc
+
+from tunesmith.api.metrics.v1 import events_pb2, metrics_pb2, metrics_pb2_grpc
+from tunesmith_agent.folder import Notes
+from tunesmith_agent.logs import LogTail
+from tunesmith_agent.spool import Record, SpoolReader, pack
+from tunesmith_kit import subjects
+from tunesmith_kit.bus import Bus
+from tunesmith_kit.connection import Message, Subscription
+
+log = logging.getLogger(__name__)
+NODE_RANK = 65535
+_STILL_SECONDS = 5.0  # without progress of the watermark before we ask, and send again
+
+
+class Shipper:
+    """Sends what one rank (0) of a run wrote, and the node's own series of the run."""
+
+    def __init__(
+        self,
+        notes: Notes,
+        spool: Path,
+        log_path: Path,
+        bus: Bus,
+        metrics: metrics_pb2_grpc.MetricsServiceAsyncStub,
+        metadata: tuple[tuple[str, str], ...],
+    ) -> None:
+        self._notes, self._bus, self._metrics, self._metadata = notes, bus, metrics, metadata
+        self._reader = SpoolReader(spool)
+        self._log = LogTail(log_path, notes.job_id, notes.epoch, 0)
+        self._sent_seq = self._stored_seq = 0
+        self._stored_offset = 0
+        self._moved = time.monotonic()
+        self._node_seq: int | None = None
+        self._subscription: Subscription | None = None
+
+    async def start(self) -> None:
+        """Begins to hear watermarks and finds out what is stored already."""
+        subject = subjects.any_watermark(self._notes.project, self._notes.job_id)
+        self._subscription = await self._bus.subscribe(subject, self._hear)
+        await self._ask()
+        self._sent_seq, self._log.offset = self._stored_seq, self._stored_offset
+
+    async def stop(self) -> None:
+        """Stops hearing watermarks."""
+        if self._subscription is not None:
+            await self._subscription.close()
+
+    async def tick(self, ended: bool = False) -> None:
+        """Sends what came since the last call. While the bus is away everything stays in the folder."""
+        if not self._bus.connected:
+            return
+        if self._behind() and time.monotonic() - self._moved > _STILL_SECONDS:
+            await self._send_again()
+        records = await asyncio.to_thread(self._reader.read, self._sent_seq)
+        for batch in pack(self._notes.job_id, self._notes.epoch, 0, records):
+            await self._send(batch)
+            self._sent_seq = batch.first_seq + batch.num_records - 1
+        while (chunk := self._log.read(ended)) is not None:
+            subject = subjects.logs(self._notes.project, chunk.job_id, chunk.epoch, chunk.rank)
+            msg_id = f"{chunk.job_id}:{chunk.epoch}:{chunk.rank}:{chunk.offset}"
+            await self._publish(subject, chunk.SerializeToString(), msg_id)
+        self._reader.trim(self._stored_seq)
+
+    async def send_node_series(self, step: int, values: dict[str, float]) -> None:
+        """Sends one sample of the node beside the run's curves; `step` is seconds since the run began."""
+        if self._node_seq is None or not self._bus.connected:
+            return
+        self._node_seq += 1
+        keys, numbers = tuple(values), tuple(values.values())
+        record = Record(self._node_seq, step, time.time_ns() // 1000, keys, numbers)
+        for batch in pack(self._notes.job_id, self._notes.epoch, NODE_RANK, [record]):
+            await self._send(batch)
+
+    async def drained(self, seconds: float) -> bool:
+        """Waits until everything is stored, at most so long; an outage must not hold the run's end back."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            await self.tick(ended=True)
+            if not self._behind():
+                return True
+            await asyncio.sleep(0.05)
+        return False
+
+    def backlog_bytes(self) -> int:
+        """Returns the bytes not yet known to be stored."""
+        return self._reader.backlog_bytes()
+
+    def _behind(self) -> bool:
+        return self._sent_seq > self._stored_seq or self._log.offset > self._stored_offset
+
+    async def _send(self, batch: events_pb2.MetricBatch) -> None:
+        subject = subjects.metrics(self._notes.project, batch.job_id, batch.epoch, batch.rank)
+        msg_id = f"{batch.job_id}:{batch.epoch}:{batch.rank}:{batch.first_seq}"
+        await self._publish(subject, batch.SerializeToString(), msg_id)
+
+    async def _publish(self, subject: str, payload: bytes, msg_id: str) -> None:
+        # The future may fail when the bus is away for long: the watermark stands still, and we send again.
+        future = await self._bus.publish_soon(subject, payload, msg_id, deadline=60)
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _hear(self, message: Message) -> None:
+        self._take(events_pb2.WatermarkAdvanced.FromString(message.payload))
+
+    def _take(self, mark: events_pb2.WatermarkAdvanced) -> None:
+        if mark.epoch != self._notes.epoch or mark.rank != 0:
+            return
+        if mark.metrics_seq > self._stored_seq or mark.log_offset > self._stored_offset:
+            self._moved = time.monotonic()
+        self._stored_seq = max(self._stored_seq, mark.metrics_seq)
+        self._stored_offset = max(self._stored_offset, mark.log_offset)
+
+    async def _ask(self) -> None:
+        """Asks the store how far it is; silence means no news."""
+        for rank in (0, NODE_RANK):
+            request = metrics_pb2.GetWatermarkRequest(
+                job=f"projects/{self._notes.project}/jobs/{self._notes.job_id}",
+                epoch=self._notes.epoch,
+                rank=rank,
+            )
+            try:
+                answer = await self._metrics.GetWatermark(request, timeout=5, metadata=self._metadata)
+            except grpc.aio.AioRpcError as error:
+                log.info("the metrics service does not answer", extra={"code": error.code().name})
+                return
+            if rank == NODE_RANK:
+                self._node_seq = max(self._node_seq or 0, answer.metrics_seq)
+                continue
+            mark = events_pb2.WatermarkAdvanced(
+                epoch=self._notes.epoch, metrics_seq=answer.metrics_seq, log_offset=answer.log_offset
+            )
+            self._take(mark)
+
+    async def _send_again(self) -> None:
+        self._moved = time.monotonic()
+        await self._ask()
+        if self._sent_seq > self._stored_seq:
+            self._reader.rewind()
+            self._sent_seq = self._stored_seq
+        self._log.offset = min(self._log.offset, self._stored_offset)
