@@ -31,6 +31,19 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own class attribute
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what this module's reader, or another YAML reader, would take for something else."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    # Unicode's rarer line breaks are folded away by PyYAML unless they are escaped.
+    style = '"' if any(char in value for char in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
 _PLAIN = (
     ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
     ("null", r"~|null|Null|NULL|", [*"~nN", ""]),
@@ -40,7 +53,8 @@ _PLAIN = (
     ("merge", r"<<", ["<"]),
 )
 for _tag, _pattern, _first in _PLAIN:
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+    for _kind in (_Loader, _Dumper):
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> _Map:
@@ -95,7 +109,7 @@ def read(path: Path) -> Any:
 
 def dumps(spec: JobSpec) -> str:
     """Returns a job file for `spec`, which reads back as the same spec."""
-    return yaml.safe_dump(plain(spec), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(plain(spec), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def parse(content: Any, source: str, overrides: Iterable[str] = ()) -> JobSpec:

@@ -56,7 +56,7 @@ def build(
             *exposed[:2],
             Route("/metrics", metrics),
             Route("/api/v1/openapi.json", openapi),
-            Route("/api/v1/{path:path}", rest, methods=_METHODS),
+            Route("/api/v1/{path:path}", rest.answer, methods=_METHODS),
             Route("/{path:path}", page),
         ],
         middleware=[Middleware(Guard, allowed_hosts=frozenset(allowed_hosts))],

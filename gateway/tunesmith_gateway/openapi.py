@@ -167,7 +167,8 @@ def _comments() -> dict[str, str]:
     found: dict[str, str] = {}
     for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
         for location in file.source_code_info.location:
-            if location.leading_comments:
+            # Paths of odd length lead to options and names, which have no place here.
+            if location.leading_comments and len(location.path) % 2 == 0:
                 name = _named(file, list(location.path))
                 found[name] = " ".join(location.leading_comments.split())
     return found

@@ -56,7 +56,7 @@ class Rest:
         self._routes = transcode.routes(services)
         self._blobs = blobs_pb2_grpc.BlobServiceStub(channel)
 
-    async def __call__(self, request: Request) -> Response:
+    async def answer(self, request: Request) -> Response:
         """Answers one request; every error becomes problem details."""
         path = request.path_params["path"]
         try:

@@ -176,7 +176,7 @@ class Bus:
         """As `consume`, with all messages at hand, at most `batch`, in one call.
 
         The handler returns what it could not use, by index; that goes to the dead letters, the rest is
-        acknowledged. When it raises `InvalidArgument` for several messages, it is called again for each alone.
+        acknowledged. When it raises `InvalidArgument` for several messages, it is called for each alone.
         """
         entry = self._durable(stream, durable, filter_subjects, ack_wait)
         return await self._consume(entry, handler, batch, 1, 2 * batch, max_deliver)

@@ -1,6 +1,6 @@
 """Curves: points out of stored batches, one a step, and buckets with their extremes."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,8 +50,42 @@ def decode(batch: events_pb2.MetricBatch, keys: frozenset[str] | None = None) ->
             yield key, Points(steps, times, values[:, column], seqs)
 
 
+@dataclass(slots=True)
+class Stat:
+    """What a batch adds to one key. `regular`: steps ascend strictly."""
+
+    first_step: int
+    last_step: int
+    last_value: float
+    num_points: int
+    min_value: float
+    max_value: float
+    regular: bool
+
+
+def stats(batch: events_pb2.MetricBatch) -> list[tuple[str, Stat]]:
+    """Returns what each matrix of a checked batch adds to its keys, in order. NaN counts for no extreme."""
+    found = []
+    for matrix in batch.matrices:
+        rows = len(matrix.step_deltas)
+        if not rows or not matrix.key_indices:
+            continue
+        steps = np.cumsum(np.array(matrix.step_deltas, dtype=np.int64))
+        values = np.array(matrix.values, dtype=np.float64).reshape(rows, -1)
+        regular = bool((steps[1:] > steps[:-1]).all())
+        last = rows - 1 if regular else int(rows - 1 - np.argmax(steps[::-1]))
+        first_step, last_step = int(steps.min()), int(steps[last])
+        lows = np.fmin.reduce(values, axis=0).tolist()
+        highs = np.fmax.reduce(values, axis=0).tolist()
+        lasts = values[last].tolist()
+        for column, index in enumerate(matrix.key_indices):
+            stat = Stat(first_step, last_step, lasts[column], rows, lows[column], highs[column], regular)
+            found.append((batch.keys[index], stat))
+    return found
+
+
 def step_range(batch: events_pb2.MetricBatch) -> tuple[int, int]:
-    """Smallest and largest step of a batch."""
+    """Smallest and largest step of a checked batch."""
     lows, highs = [], []
     for matrix in batch.matrices:
         if matrix.step_deltas:
@@ -93,8 +127,10 @@ def _cut_deltas(deltas: Sequence[int], low: int, high: int) -> list[int]:
 
 
 class Merger:
-    """Brings points of many batches into curves: of one step the highest epoch counts, of one epoch the lowest
-    rank, of one rank the highest sequence number."""
+    """Brings points of many batches into curves, one point a step.
+
+    Of one step the highest epoch counts, of one epoch the lowest rank, of one rank the latest record.
+    """
 
     def __init__(self, keys: frozenset[str] | None = None) -> None:
         self._keys = keys
@@ -130,6 +166,11 @@ def _merge(parts: Sequence[tuple[int, int, Points]], min_step: int | None, max_s
     return Curve(steps[chosen], times[chosen], values[chosen])
 
 
+def extremes(curve: Curve) -> tuple[float, float]:
+    """Smallest and largest value, NaN left out; NaN when there is nothing else."""
+    return float(np.fmin.reduce(curve.values)), float(np.fmax.reduce(curve.values))
+
+
 def message(key: str, curve: Curve, max_points: int = 0) -> metrics_pb2.Series:
     """Returns a curve as the contract has it, reduced to at most `max_points` buckets if it is longer."""
     num_points = len(curve.steps)
@@ -162,6 +203,6 @@ def _bucket_starts(steps: Ints, num_buckets: int) -> NDArray[np.intp]:
     return np.flatnonzero(np.append(True, buckets[1:] != buckets[:-1]))
 
 
-def messages(curves: dict[str, Curve], max_points: int = 0) -> Iterable[metrics_pb2.Series]:
+def messages(curves: dict[str, Curve], max_points: int = 0) -> list[metrics_pb2.Series]:
     """Returns all curves as the contract has them."""
     return [message(key, curve, max_points) for key, curve in curves.items()]

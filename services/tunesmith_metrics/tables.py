@@ -1,4 +1,4 @@
-"""The tables of the metrics service. Raw batches are kept as they came; what queries need stands beside them."""
+"""The tables of the metrics service: batches as they came, and beside them what queries need."""
 
 from sqlalchemy import (
     BigInteger,

@@ -55,7 +55,8 @@ def test_a_whole_file_is_read() -> None:
 
 def test_all_mistakes_are_named_at_once_with_line_and_remedy() -> None:
     found = _mistakes(
-        "base_modl: tiny\nlearning_rate: 1e-4\ndataset: chat\ntraining:\n  learning_rate: -1\n  lr_scheduler: cosin\n"
+        "base_modl: tiny\nlearning_rate: 1e-4\ndataset: chat\n"
+        "training:\n  learning_rate: -1\n  lr_scheduler: cosin\n"
     )
     assert found["base_modl"] == ("is not a key of a job file (line 1)", "did you mean base_model?")
     assert found["learning_rate"][1] == "did you mean training.learning_rate?"
@@ -154,13 +155,18 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         jobfile.job_spec(tmp_path / "job.yaml")
 
 
+_FULL = spec_pb2.AdapterSpec(full=spec_pb2.FullSpec())
+_LORA = spec_pb2.AdapterSpec(lora=spec_pb2.LoraSpec(r=4, dropout=0.5))
+_TEXTS = st.text(max_size=20) | st.sampled_from(
+    ["no", "1e-4", "010", "~", "", "<<", "2024-01-01", "a\x85b", "1_0"]
+)
 _SPECS = st.builds(
     spec_pb2.JobSpec,
     base_model=st.just("tiny"),
     dataset=st.sampled_from(["chat", "chat@2"]),
     method=st.sampled_from([0, 1]),
     labels=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
-    sample_prompts=st.lists(st.text(max_size=20), max_size=3),
+    sample_prompts=st.lists(_TEXTS, max_size=3),
     training=st.builds(
         spec_pb2.TrainingSpec,
         seed=st.integers(0, 2**64 - 1),
@@ -168,9 +174,7 @@ _SPECS = st.builds(
         num_epochs=st.floats(0, 1000),
         lr_scheduler=st.sampled_from([0, 1, 2, 3]),
     ),
-    adapter=st.sampled_from(
-        [spec_pb2.AdapterSpec(full={}), spec_pb2.AdapterSpec(lora={"r": 4, "dropout": 0.5})]
-    ),
+    adapter=st.sampled_from([_FULL, _LORA]),
 )
 
 

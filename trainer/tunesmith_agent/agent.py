@@ -46,7 +46,7 @@ class Agent:
         facts: NodeFacts,
         runs: Path,
         bus: Bus,
-        stub: nodes_pb2_grpc.NodeServiceAsyncStub,
+        stub: "nodes_pb2_grpc.NodeServiceAsyncStub",
         metadata: tuple[tuple[str, str], ...],
         tools: Tools,
         gpus: Gpus,

@@ -23,7 +23,7 @@ class Reporter:
     """Sends reports of one node. Reports are idempotent, so they are repeated until an answer comes."""
 
     def __init__(
-        self, node: str, stub: nodes_pb2_grpc.NodeServiceAsyncStub, metadata: tuple[tuple[str, str], ...]
+        self, node: str, stub: "nodes_pb2_grpc.NodeServiceAsyncStub", metadata: tuple[tuple[str, str], ...]
     ) -> None:
         self._node, self._stub, self._metadata = node, stub, metadata
 

@@ -33,7 +33,7 @@ class Shipper:
         spool: Path,
         log_path: Path,
         bus: Bus,
-        metrics: metrics_pb2_grpc.MetricsServiceAsyncStub,
+        metrics: "metrics_pb2_grpc.MetricsServiceAsyncStub",
         metadata: tuple[tuple[str, str], ...],
     ) -> None:
         self._notes, self._bus, self._metrics, self._metadata = notes, bus, metrics, metadata

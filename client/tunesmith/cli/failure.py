@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import traceback
 
 import click
@@ -19,10 +18,6 @@ def report(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, KeyboardInterrupt | click.exceptions.Abort):
         return INTERRUPTED
-    if isinstance(error, BrokenPipeError):
-        # The reader (`| head`) has seen enough. stdout is closed, so the interpreter must not flush it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     if isinstance(error, click.ClickException):
         _usage(error)
         return USAGE if isinstance(error, click.UsageError) else ERROR

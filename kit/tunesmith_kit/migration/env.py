@@ -1,11 +1,11 @@
 """Alembic's environment of every service; `tunesmith_kit.migrate` passes connection and tables in."""
 
-from typing import Any
+from typing import Any, Literal
 
 from alembic import context
 
 
-def render_item(kind: str, item: Any, _context: object) -> str | bool:
+def render_item(kind: str, item: Any, _context: object) -> str | Literal[False]:
     """Writes SQLModel's text type as the plain one, so that a migration needs SQLAlchemy only."""
     if kind == "type" and type(item).__module__.startswith("sqlmodel"):
         return f"sa.String(length={item.length})"
