@@ -1,6 +1,7 @@
 """OpenAPI 3.1 from the contract: paths from the REST options, schemas and prose from its comments."""
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -167,17 +168,19 @@ def _comments() -> dict[str, str]:
     found: dict[str, str] = {}
     for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
         for location in file.source_code_info.location:
-            # Paths of odd length lead to options and names, which have no place here.
-            if location.leading_comments and len(location.path) % 2 == 0:
-                name = _named(file, list(location.path))
-                found[name] = " ".join(location.leading_comments.split())
+            if location.leading_comments:
+                found[_named(file, location.path)] = " ".join(location.leading_comments.split())
     return found
 
 
-def _named(file: descriptor_pb2.FileDescriptorProto, path: list[int]) -> str:
+def _named(file: descriptor_pb2.FileDescriptorProto, path: Sequence[int]) -> str:
+    """Returns the full name of what a source path leads to; empty for options and the like."""
     node: Any = file
     parts = [file.package]
     for number, index in zip(path[::2], path[1::2], strict=False):
-        node = getattr(node, node.DESCRIPTOR.fields_by_number[number].name)[index]
+        field = node.DESCRIPTOR.fields_by_number.get(number)
+        if field is None or not field.is_repeated:
+            return ""
+        node = getattr(node, field.name)[index]
         parts.append(node.name)
     return ".".join(parts)
