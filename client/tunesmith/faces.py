@@ -67,18 +67,33 @@ class LoopThread:
 
     def iterate(self, source: AsyncGenerator[R, None]) -> Iterator[R]:
         """Yields the items of an asynchronous generator and closes it when the caller stops early."""
+        waiting: set[asyncio.Task[Any]] = set()
 
         async def following() -> tuple[R] | None:
+            task = asyncio.current_task()
+            assert task is not None, "it runs on the loop"
+            waiting.add(task)
             try:
                 return (await anext(source),)
             except StopAsyncIteration:
                 return None
+            finally:
+                waiting.remove(task)
+
+        async def close() -> None:
+            # An interrupt may strike the caller at any place and leave `anext` waiting; a generator that runs
+            # cannot be closed.
+            for task in waiting:
+                task.cancel()
+            if waiting:
+                await asyncio.wait(waiting)
+            await source.aclose()
 
         try:
             while (item := self.run(following())) is not None:
                 yield item[0]
         finally:
-            self.run(_close(source))
+            self.run(close())
 
     def stop(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Runs `last`, cancels what still runs, and ends the thread. Harmless when it never ran."""
@@ -109,10 +124,6 @@ async def _wind_up(last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
     await asyncio.get_running_loop().shutdown_asyncgens()
-
-
-async def _close(source: AsyncGenerator[Any, None]) -> None:
-    await source.aclose()
 
 
 class Handle(Generic[Face]):

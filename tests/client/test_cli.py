@@ -158,12 +158,13 @@ def test_listings_are_tables_and_json(
 def test_show_prints_a_job_file_that_can_be_submitted_again(
     connected: SmallServer, job_file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    connected.state.validate = _queued
     main(["submit", job_file, "--json"])
     capsys.readouterr()
     assert main(["show", "demo-1", "--spec"]) == 0
     assert capsys.readouterr().out == GOOD
     assert main(["show", "demo-1"]) == 0
-    assert capsys.readouterr().out.startswith("demo-1  VALIDATING")
+    assert capsys.readouterr().out.startswith("demo-1  QUEUED")
 
 
 def test_logs_are_printed_and_searched(
@@ -258,8 +259,8 @@ def test_an_interrupt_stops_watching_and_says_so_by_its_exit_code(
         assert "QUEUED" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
+    assert err.strip() == ""
     assert process.returncode == 130
-    assert "Traceback" not in err
 
 
 def test_a_watch_tells_of_a_lost_connection_and_goes_on(connected: SmallServer, job_file: str) -> None:

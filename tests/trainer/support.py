@@ -248,6 +248,8 @@ def records(run: Path) -> list[tuple[int, int, dict[str, float]]]:
 
 
 def _segment(data: bytes) -> Iterator[tuple[int, int, dict[str, float]]]:
+    if len(data) < 8:
+        return  # just made
     assert data[:8] == b"TSMETR01"
     at, keys = 8, dict[int, str]()
     while at + 8 <= len(data):

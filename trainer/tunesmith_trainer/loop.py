@@ -58,7 +58,7 @@ class Loop:
         """The whole attempt. Raises StopWanted when it is to end early; `stop` then saves it."""
         course = self.session.course
         self._enter(Phase.INIT)
-        self._answer_prompts("before")
+        self._answer_prompts("before")  # the base model's answers, so before any checkpoint is loaded
         self.resume()
         self._evaluate_if_due()  # one that the last attempt did not finish
         while self.progress.step < course.total_steps:

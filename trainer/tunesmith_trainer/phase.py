@@ -29,7 +29,6 @@ class Phase(StrEnum):
 # waits. Everywhere else it may drop what was computed since the last commit: replay gives the same bits.
 UNINTERRUPTIBLE = frozenset(
     {
-        Phase.INIT,
         Phase.TRAIN_BATCH_OPTIM_STEP,
         Phase.SCHEDULER_BATCH_STEP,
         Phase.TRAIN_BATCH_END,

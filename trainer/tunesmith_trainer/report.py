@@ -16,6 +16,17 @@ from typing import Any, Protocol
 
 SEGMENT_BYTES = 4 * 1024 * 1024
 STATUS_INTERVAL_SECONDS = 0.5
+_STATUS_FIELDS = (
+    "phase",
+    "step",
+    "total_steps",
+    "epoch",
+    "loss",
+    "first_loss",
+    "eval_loss",
+    "tokens_per_second",
+    "eta_seconds",
+)
 _MAGIC = b"TSMETR01"
 _KEY, _STEP = 1, 2
 _HEAD = struct.Struct("<II")
@@ -183,9 +194,8 @@ class StatusFile:
         self._replace({**self._last, **fields, "finished": dict(finished)}, sync=True)
 
     def _replace(self, fields: Mapping[str, Any], *, sync: bool) -> None:
-        record = {"version": 1, "pid": os.getpid(), "time": time.time()}
-        record.update({key: _finite(value) for key, value in fields.items()})
-        record["time"] = time.time()
+        known = dict.fromkeys(_STATUS_FIELDS) | {key: _finite(value) for key, value in fields.items()}
+        record = known | {"version": 1, "pid": os.getpid(), "time": time.time()}
         self._last = record
         with self._hidden.open("w", encoding="utf-8") as file:
             json.dump(record, file, ensure_ascii=False, allow_nan=False)

@@ -11,7 +11,9 @@ import contextlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +82,8 @@ def _attempt(folder: Path) -> int:
     from tunesmith_trainer.failure import FailureClass, classify
     from tunesmith_trainer.report import EventSpool, StatusFile, log
 
+    # Libraries tell their own developers what they will change; the log is for the one who trains.
+    warnings.simplefilter("ignore", FutureWarning)
     control = Control(folder)
     control.listen()
     status = StatusFile(folder)
@@ -91,21 +95,13 @@ def _attempt(folder: Path) -> int:
     except BaseException as error:
         traceback.print_exc()
         failure = classify(error)
-        with contextlib.suppress(
-            OSError
-        ):  # on a full disk this fails too, and the exit code must still be right
+        finished = {"result": "failed", **asdict(failure)}
+        # On a full disk these may fail as well; then the missing record says that the trainer crashed.
+        with contextlib.suppress(OSError):
             if events is not None:
                 log(events, "error", f"{failure.reason}: {failure.message}")
-        status.finish(
-            {},
-            {
-                "result": "failed",
-                "failure_class": failure.failure_class,
-                "reason": failure.reason,
-                "message": failure.message,
-                "remedy": failure.remedy,
-            },
-        )
+        with contextlib.suppress(OSError):
+            status.finish({}, finished)
         return BAD_INPUT if failure.failure_class is FailureClass.INVALID_INPUT else FAILED
 
 
@@ -123,7 +119,9 @@ def _train(folder: Path, events: EventSpool, control: Control, status: StatusFil
         status.finish(loop.fields(), {"result": "checkpointed", **_NO_FAILURE})
         return CHECKPOINTED
     except BaseException:
-        status.write(loop.fields())
+        with contextlib.suppress(Exception):  # what failed first is what is told
+            loop.session.checkpoints.wait()
+            status.write(loop.fields())
         raise
     status.finish(loop.fields(), {"result": "completed", **_NO_FAILURE})
     return COMPLETED

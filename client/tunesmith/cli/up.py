@@ -6,9 +6,11 @@ import importlib
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import click
 
+from tunesmith import profile
 from tunesmith.cli.failure import USAGE, detail, say
 
 _DATA_DIR = Path("~/.local/share/tunesmith")
@@ -45,8 +47,17 @@ def up(data_dir: Path, port: int, grpc_port: int, no_agent: bool) -> int:
     host = _host()
     if host is None:
         return USAGE
-    code: int = host.up(data_dir.expanduser(), port, grpc_port, not no_agent)
+    code: int = host.up(data_dir.expanduser(), port, grpc_port, not no_agent, _announce)
     return code
+
+
+def _announce(platform: Any) -> None:
+    """Writes the profile and says where things are, once the platform serves."""
+    http = f"http://{platform.http_address}"
+    chosen = profile.Profile(platform.grpc_address, platform.admin_token, profile.DEFAULT_PROJECT, http)
+    path = profile.save(chosen)
+    click.echo(f"Tunesmith is up.  Page: {http}  gRPC: {platform.grpc_address}  Profile: {path}")
+    click.echo(f"Sign in on the page with: {http}/#token={platform.admin_token}")
 
 
 @click.command()

@@ -1,0 +1,98 @@
+"""The tables of the registry. `body` holds the resource's whole message, the other columns what is searched for."""
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+from tunesmith_kit.db import revision_table
+from tunesmith_kit.idempotency import request_table
+from tunesmith_kit.outbox import outbox_table
+
+METADATA = MetaData()
+REVISION = revision_table(METADATA)
+REQUESTS = request_table(METADATA)
+OUTBOX = outbox_table(METADATA)
+
+# `uid` is the ULID that stands in subjects of events.
+DATASETS = Table(
+    "datasets",
+    METADATA,
+    Column("project", String(64), primary_key=True),
+    Column("id", String(64), primary_key=True),
+    Column("uid", String(26), nullable=False),
+    Column("description", Text, nullable=False),
+    Column("latest_version", BigInteger, nullable=False),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+)
+
+DATASET_VERSIONS = Table(
+    "dataset_versions",
+    METADATA,
+    Column("project", String(64), primary_key=True),
+    Column("dataset_id", String(64), primary_key=True),
+    Column("version", BigInteger, primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    UniqueConstraint("project", "dataset_id", "digest", name="uq_dataset_versions_digest"),
+)
+
+BASE_MODELS = Table(
+    "base_models",
+    METADATA,
+    Column("project", String(64), primary_key=True),
+    Column("id", String(64), primary_key=True),
+    Column("uid", String(26), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+
+MODELS = Table(
+    "models",
+    METADATA,
+    Column("project", String(64), primary_key=True),
+    Column("id", String(64), primary_key=True),
+    Column("uid", String(26), nullable=False),
+    Column("latest_version", BigInteger, nullable=False),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+)
+
+MODEL_VERSIONS = Table(
+    "model_versions",
+    METADATA,
+    Column("project", String(64), primary_key=True),
+    Column("model_id", String(64), primary_key=True),
+    Column("version", BigInteger, primary_key=True),
+    Column("stage", Integer, nullable=False),
+    Column("job", String(200), nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    UniqueConstraint("job", name="uq_model_versions_job"),
+)
+
+CHECKPOINTS = Table(
+    "checkpoints",
+    METADATA,
+    Column("project", String(64), primary_key=True),
+    Column("job_id", String(64), primary_key=True),
+    Column("epoch", BigInteger, primary_key=True),
+    Column("step", BigInteger, primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+)
+
+# Events of the jobs service that were answered, so that a second delivery changes nothing.
+ANSWERED = Table(
+    "answered_events",
+    METADATA,
+    Column("event_id", String(26), primary_key=True),
+    Column("time", DateTime(timezone=True), nullable=False),
+    Index("ix_answered_events_time", "time"),
+)

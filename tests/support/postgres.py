@@ -1,0 +1,86 @@
+"""A PostgreSQL server of Debian's package on a free port in a temporary folder."""
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.processes import wait_for
+
+
+def find_binaries() -> Path | None:
+    """Returns the folder with `initdb` and `postgres`, the newest version installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda p: int(p.parts[-3]))
+    if found:
+        return found[-1].parent
+    on_path = shutil.which("postgres")
+    return Path(on_path).parent if on_path else None
+
+
+class Postgres:
+    """A server; `url` is for the services."""
+
+    def __init__(self, folder: Path) -> None:
+        binaries = find_binaries()
+        assert binaries is not None, "PostgreSQL is not installed: apt-get install postgresql"
+        self._binaries, self._folder = binaries, folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        self._user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._user:
+            account = pwd.getpwnam(self._user)
+            os.chown(folder, account.pw_uid, account.pw_gid)
+            for parent in folder.parents:
+                if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
+                    parent.chmod(parent.stat().st_mode | 0o011)
+        self._run("initdb", "-D", str(folder / "data"), "-U", "postgres", "--auth=trust", "--no-sync")
+        self.start()
+
+    def start(self) -> None:
+        """Starts the server and waits until it answers."""
+        self._child = subprocess.Popen(
+            [
+                str(self._binaries / "postgres"), "-D", str(self._folder / "data"), "-p", str(self.port),
+                "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self._folder}",
+            ],
+            user=self._user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            cwd=self._folder,
+        )  # fmt: skip
+        wait_for(self._answers, 30, "PostgreSQL answers")
+
+    def kill(self) -> None:
+        """SIGKILL to the postmaster; its backends end by themselves."""
+        self._child.kill()
+        self._child.wait()
+
+    def stop(self) -> None:
+        """Ends the server fast."""
+        self._child.terminate()
+        self._child.wait(20)
+
+    def _answers(self) -> bool:
+        probe = [str(self._binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        return subprocess.run(probe, check=False).returncode == 0
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self._binaries / program), *arguments]
+        subprocess.run(
+            command, check=True, user=self._user, capture_output=True, timeout=60, cwd=self._folder
+        )
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[Postgres]:
+    """Starts a server and ends it."""
+    server = Postgres(folder)
+    try:
+        yield server
+    finally:
+        server.stop()
