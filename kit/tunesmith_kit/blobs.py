@@ -13,7 +13,7 @@ import secrets
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,8 +207,8 @@ class BlobStore(ABC):
             raise
         return writer.commit()
 
-    async def put_stream(self, chunks: AsyncIterator[bytes], expected: str = "") -> Blob:
-        """Stores what a stream brings. The disk work is done in threads."""
+    async def put_stream(self, chunks: AsyncIterator[bytes], expected: Callable[[], str] = str) -> Blob:
+        """Stores what a stream brings; `expected()` is asked at its end. The disk work is done in threads."""
         writer = await asyncio.to_thread(self.writer)
         try:
             async for chunk in chunks:
@@ -216,7 +216,7 @@ class BlobStore(ABC):
         except BaseException:
             writer.abort()
             raise
-        return await asyncio.to_thread(writer.commit, expected)
+        return await asyncio.to_thread(writer.commit, expected())
 
     def read_range(self, digest: str, offset: int, num_bytes: int) -> bytes:
         """Part of the content, shorter at its end."""

@@ -68,3 +68,14 @@ def _run(
             time.sleep(0.5)
         finally:
             engine.dispose()
+
+
+if __name__ == "__main__":
+    import importlib
+    import sys
+    import tempfile
+
+    name, why, revision = sys.argv[1:4]
+    tables = importlib.import_module(f"tunesmith_{name}.tables")
+    with tempfile.TemporaryDirectory() as folder:
+        revise(f"sqlite:///{folder}/empty.db", name, tables.METADATA, why, revision)

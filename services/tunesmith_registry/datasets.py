@@ -91,7 +91,7 @@ class _Findings:
         )
 
 
-def read(store: BlobStore, digest: str, file_format: int) -> Import:
+def read(store: BlobStore, digest: str, file_format: "datasets_pb2.DatasetFormat.ValueType") -> Import:
     """Checks an uploaded file and stores its canonical form. Blocks.
 
     Raises:
@@ -106,8 +106,7 @@ def read(store: BlobStore, digest: str, file_format: int) -> Import:
     try:
         with store.read(digest) as file:
             found = formats.detect(file)
-            chosen = datasets_pb2.DatasetFormat.Name(file_format or found)
-            for row in formats.rows(file, datasets_pb2.DatasetFormat.Value(chosen)):
+            for row in formats.rows(file, file_format or found):
                 line = checker.take(row)
                 if line and not checker.findings.violations:
                     writer.write(line)
@@ -234,7 +233,7 @@ def _turns(
         if not isinstance(item, Mapping):
             raise RowError(place, item, "must be an object", f'write {{"{role_name}": …, "{text_name}": …}}')
         role, text = item.get(role_name), item.get(text_name)
-        if role not in roles:
+        if not isinstance(role, str) or role not in roles:
             raise RowError(f"{place}.{role_name}", role, "is no known role", f"use {', '.join(roles)}")
         if not isinstance(text, str):
             raise RowError(f"{place}.{text_name}", text, "must be text", "write a string")

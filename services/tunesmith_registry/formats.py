@@ -119,10 +119,10 @@ def _jsonl_row(place: str, line: bytes) -> Row:
 
 
 def _csv_rows(file: BinaryIO) -> Iterator[Row]:
+    header = file.readline(_HEAD_BYTES)
+    file.seek(0)
+    delimiter = max(_DELIMITERS, key=lambda mark: header.count(mark.encode()))
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    header = text.readline()
-    text.seek(0)
-    delimiter = max(_DELIMITERS, key=header.count)
     csv.field_size_limit(_LONGEST_LINE)
     reader = csv.DictReader(text, delimiter=delimiter, strict=True)
     while True:

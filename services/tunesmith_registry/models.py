@@ -63,7 +63,7 @@ def refuse_code(store: BlobStore, artifact: Manifest) -> None:
         if suffix not in _ALLOWED:
             raise InvalidArgument(
                 "BASE_MODEL_UNSAFE",
-                f"{file.path} is {_CODE.get(suffix, 'of a kind that is not allowed')}",
+                f"{file.path} is {_CODE.get(suffix, 'not allowed')}",
                 field=f"files[{file.path}]",
                 value=file.path,
                 remedy="leave it out; weights must be safetensors (`save_pretrained` writes them)",

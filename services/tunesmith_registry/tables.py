@@ -1,4 +1,4 @@
-"""The tables of the registry. `body` holds the resource's whole message, the other columns what is searched for."""
+"""The tables of the registry. `body` holds the whole message, the other columns what is searched for."""
 
 from sqlalchemy import (
     BigInteger,

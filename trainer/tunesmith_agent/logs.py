@@ -1,5 +1,6 @@
 """Reads a trainer's log onwards in whole lines and packs them into chunks."""
 
+import io
 import re
 import time
 from pathlib import Path
@@ -43,7 +44,7 @@ class LogTail:
             time_us=time.time_ns() // 1000,
         )
         at = self.offset
-        for line in data[:whole].splitlines(keepends=True):
+        for line in io.BytesIO(data[:whole]):
             chunk.lines.append(_clean(line))
             chunk.line_offsets.append(at)
             at += len(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,7 @@ def open_session(run: Run, events: EventSpool) -> Session:
     """Check the inputs, load the model and tokenise the data."""
     training = run.spec.training
     device = environment.choose_device(run.gpus)
-    threads = environment.pin(training.num_threads)
+    threads = environment.pin(training.num_threads or _earlier_threads(run))
     recipe = recipe_of(run.spec.method)
     with span(events, "load_model") as attributes:
         model.check_folder(run.base_model.path)
@@ -75,6 +76,20 @@ def open_session(run: Run, events: EventSpool) -> Session:
         state=TrainedState(parameters, optimizer),
         checkpoints=Checkpoints(run.folder / "checkpoints", identity, training.keep_checkpoints, events),
     )
+
+
+def _earlier_threads(run: Run) -> int:
+    """Threads of the attempt whose checkpoint is continued; 0 when there is none.
+
+    A job that leaves the number open keeps its first node's, and so may go on where there are other cores.
+    """
+    if run.checkpoint is None:
+        return 0
+    try:
+        properties = json.loads((run.checkpoint.path / "manifest.json").read_bytes())["properties"]
+        return int(json.loads(properties["fingerprint"])["threads"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0  # a damaged checkpoint is dealt with where it is loaded
 
 
 def _verify(source: Source, what: str) -> None:

@@ -1,0 +1,196 @@
+"""What the registry hears from the jobs service, and its answers: inputs checked, outputs verified.
+
+Each event is answered once: the note that it was answered is part of the transaction that holds the answer.
+"""
+
+import asyncio
+import logging
+from datetime import timedelta
+
+from google.protobuf.message import DecodeError, Message
+from sqlalchemy import delete, insert, select
+from sqlalchemy.orm import Session
+
+from tunesmith.api.common.v1 import common_pb2
+from tunesmith.api.jobs.v1 import events_pb2 as jobs_events_pb2
+from tunesmith.api.registry.v1 import events_pb2
+from tunesmith.errors import FailedPrecondition, InvalidArgument, NotFound, TunesmithError
+from tunesmith_kit import manifest, names, subjects
+from tunesmith_kit.blobs import BlobStore
+from tunesmith_kit.bus import Bus, Consumer, Delivery
+from tunesmith_kit.clock import Clock
+from tunesmith_kit.db import Database
+from tunesmith_kit.manifest import Manifest
+from tunesmith_kit.streams import EVENTS
+from tunesmith_kit.telemetry import METRICS, Telemetry
+from tunesmith_registry import models, store, versions
+from tunesmith_registry.change import Caller, say
+from tunesmith_registry.tables import ANSWERED
+
+log = logging.getLogger(__name__)
+
+HEARD = ("created", "output_ready", "checkpoint_committed")
+ACTOR = "service/registry"
+# Longer than EVENTS keeps anything, so a note never goes before its event.
+_KEPT = timedelta(days=31)
+
+
+class JobEvents:
+    """Hears events of jobs and answers them."""
+
+    def __init__(self, db: Database, blobs: BlobStore, clock: Clock, telemetry: Telemetry) -> None:
+        self._db, self._blobs, self._clock, self._telemetry = db, blobs, clock, telemetry
+
+    async def start(self, bus: Bus) -> Consumer:
+        """Begins to hear; verifying a large output does not hold up the others."""
+        filters = subjects.any_event("job", *HEARD)
+        return await bus.consume(EVENTS, "registry-jobs", self._hear, filter_subjects=filters, concurrency=4)
+
+    async def _hear(self, delivery: Delivery) -> None:
+        try:
+            event = jobs_events_pb2.JobEvent.FromString(delivery.payload)
+        except DecodeError as error:
+            raise InvalidArgument("MESSAGE_MALFORMED", "not a JobEvent", field=delivery.subject) from error
+        project, job_id = names.parse("projects/*/jobs/*", event.job, "job")
+        if await self._db.read(lambda session: _answered(session, event.event_id)):
+            return
+        kind = event.WhichOneof("event")
+        if kind == "created":
+            await self._db.write(lambda session: self._check_inputs(session, project, job_id, event))
+        elif kind == "output_ready":
+            await self._take_output(project, job_id, event)
+        elif kind == "checkpoint_committed":
+            await self._db.write(lambda session: self._note_checkpoint(session, project, job_id, event))
+
+    def _caller(self, event: jobs_events_pb2.JobEvent) -> Caller:
+        return Caller(ACTOR, self._clock.now(), event.traceparent)
+
+    def _check_inputs(
+        self, session: Session, project: str, job_id: str, event: jobs_events_pb2.JobEvent
+    ) -> None:
+        if not self._note(session, event):
+            return
+        spec = event.created.spec
+        errors: list[common_pb2.ErrorDetail] = []
+        good = events_pb2.JobInputsValidated(job=event.job)
+        try:
+            base = store.base_model(session, project, spec.base_model)
+            good.base_model, good.base_model_digest = base.name, base.digest
+        except NotFound as error:
+            errors.append(detail(error, "spec.base_model"))
+        try:
+            data = store.resolve_dataset(session, project, spec.dataset)
+            good.dataset_version, good.dataset_digest, good.num_rows = data.name, data.digest, data.num_rows
+        except NotFound as error:
+            errors.append(detail(error, "spec.dataset"))
+        if errors:
+            bad = events_pb2.JobInputsRejected(job=event.job, errors=errors)
+            self._answer(session, project, job_id, event, "inputs_rejected", "job_inputs_rejected", bad)
+        else:
+            self._answer(session, project, job_id, event, "inputs_validated", "job_inputs_validated", good)
+
+    async def _take_output(self, project: str, job_id: str, event: jobs_events_pb2.JobEvent) -> None:
+        digest = event.output_ready.manifest_digest
+        with self._telemetry.span(
+            "verify_output", parent=event.traceparent, kind="consumer", attributes={"digest": digest}
+        ):
+            try:
+                artifact = await asyncio.to_thread(_verified, self._blobs, digest)
+            except (FailedPrecondition, NotFound, InvalidArgument) as error:
+                log.warning("output refused", extra={"job": event.job, "reason": error.reason})
+                bad = error
+                await self._db.write(lambda session: self._reject(session, project, job_id, event, bad))
+                return
+            if await self._db.write(
+                lambda session: self._register(session, project, job_id, event, artifact)
+            ):
+                METRICS.model_versions.inc()
+
+    def _reject(
+        self,
+        session: Session,
+        project: str,
+        job_id: str,
+        event: jobs_events_pb2.JobEvent,
+        error: TunesmithError,
+    ) -> None:
+        if self._note(session, event):
+            bad = events_pb2.ModelVersionRejected(job=event.job, error=detail(error, "output"))
+            self._answer(session, project, job_id, event, "version_rejected", "model_version_rejected", bad)
+
+    def _register(
+        self,
+        session: Session,
+        project: str,
+        job_id: str,
+        event: jobs_events_pb2.JobEvent,
+        artifact: Manifest,
+    ) -> bool:
+        if not self._note(session, event):
+            return False
+        ready = event.output_ready
+        made = versions.register(
+            session,
+            self._caller(event),
+            project,
+            ready.model.rpartition("/")[2],
+            artifact,
+            job=event.job,
+            base_model=ready.base_model,
+            dataset_version=ready.dataset_version,
+            metrics=ready.final_metrics,
+        )
+        good = events_pb2.ModelVersionRegistered(job=event.job, version=made)
+        self._answer(session, project, job_id, event, "version_registered", "model_version_registered", good)
+        return True
+
+    def _note_checkpoint(
+        self, session: Session, project: str, job_id: str, event: jobs_events_pb2.JobEvent
+    ) -> None:
+        if self._note(session, event):
+            versions.enter_checkpoint(session, project, job_id, event.checkpoint_committed.checkpoint)
+
+    def _note(self, session: Session, event: jobs_events_pb2.JobEvent) -> bool:
+        """Notes that an event is answered now; False when it was before."""
+        if _answered(session, event.event_id):
+            return False
+        now = self._clock.now()
+        session.execute(delete(ANSWERED).where(ANSWERED.c.time < now - _KEPT))
+        session.execute(insert(ANSWERED).values(event_id=event.event_id, time=now))
+        return True
+
+    def _answer(
+        self,
+        session: Session,
+        project: str,
+        job_id: str,
+        event: jobs_events_pb2.JobEvent,
+        name: str,
+        kind: str,
+        answer: Message,
+    ) -> None:
+        subject = subjects.job_event(project, job_id, name)
+        say(session, self._caller(event), subject, kind, answer, resource=event.job, epoch=event.epoch)
+
+
+def _answered(session: Session, event_id: str) -> bool:
+    query = select(ANSWERED.c.event_id).where(ANSWERED.c.event_id == event_id)
+    return session.execute(query).one_or_none() is not None
+
+
+def _verified(blobs: BlobStore, digest: str) -> Manifest:
+    """Hashes every file of an output again, and refuses files that could run code."""
+    artifact = manifest.verify(blobs, digest)
+    if artifact.kind != "model":
+        raise FailedPrecondition(
+            "ARTIFACT_CORRUPT", "the output is no model", field="manifest_digest", value=artifact.kind
+        )
+    models.refuse_code(blobs, artifact)
+    return artifact
+
+
+def detail(error: TunesmithError, field: str) -> common_pb2.ErrorDetail:
+    """An error as it stands in events."""
+    return common_pb2.ErrorDetail(
+        reason=error.reason, message=error.message, field=field, value=error.value, remedy=error.remedy
+    )
