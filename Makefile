@@ -34,7 +34,7 @@ gateway/tunesmith_gateway/static/index.html: $(shell find $(WEB) -type f -not -p
 
 .PHONY: demo
 demo: setup ## the whole platform on this machine: a real fine-tuning run watched to its end
-	$(PY) examples/demo.py
+	$(PY) -m examples.demo
 
 .PHONY: up
 up: setup ## start the whole platform and stay

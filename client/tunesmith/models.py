@@ -122,7 +122,10 @@ class Models(Handle[Face]):
 
 
 def _files(root: Path) -> list[Path]:
-    """Returns the files of a model folder, sorted, without what begins with a dot (.git, .cache)."""
+    """Returns the files of a model folder, sorted.
+
+    Left out is what begins with a dot (.git, .cache), and a manifest: the registry makes its own.
+    """
     if not root.is_dir():
         raise InvalidArgument(
             "FILE_UNREADABLE",
@@ -135,4 +138,6 @@ def _files(root: Path) -> list[Path]:
         found = [path for path in sorted(root.rglob("*")) if path.is_file()]
     except OSError as error:
         raise unreadable(root, error) from None
-    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    named = [(path, path.relative_to(root)) for path in found]
+    hidden = {path for path, name in named if any(part.startswith(".") for part in name.parts)}
+    return [path for path, name in named if path not in hidden and str(name) != "manifest.json"]

@@ -1,7 +1,6 @@
 """Files of rows: JSON lines, CSV and Parquet, read as a stream, each row with its place for messages."""
 
 import csv
-import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -122,9 +121,8 @@ def _csv_rows(file: BinaryIO) -> Iterator[Row]:
     header = file.readline(_HEAD_BYTES)
     file.seek(0)
     delimiter = max(_DELIMITERS, key=lambda mark: header.count(mark.encode()))
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     csv.field_size_limit(_LONGEST_LINE)
-    reader = csv.DictReader(text, delimiter=delimiter, strict=True)
+    reader = csv.DictReader(_text_lines(file), delimiter=delimiter, strict=True)
     while True:
         place = f"line {reader.line_num + 1}"
         try:
@@ -138,6 +136,13 @@ def _csv_rows(file: BinaryIO) -> Iterator[Row]:
             yield Row(place, {}, f"is no CSV: {error}", remedy="quote fields that hold quotes or line ends")
             return
         yield _csv_row(f"line {reader.line_num}", fields)
+
+
+def _text_lines(file: BinaryIO) -> Iterator[str]:
+    encoding = "utf-8-sig"
+    while line := file.readline(_LONGEST_LINE):
+        yield line.decode(encoding)
+        encoding = "utf-8"
 
 
 def _csv_row(place: str, fields: dict[Any, Any]) -> Row:

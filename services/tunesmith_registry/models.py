@@ -57,7 +57,7 @@ def check_base_model(store: BlobStore, files: Sequence[ManifestFile]) -> BaseMod
 
 
 def refuse_code(store: BlobStore, artifact: Manifest) -> None:
-    """Raises `InvalidArgument` when a file, by its name or a key in its JSON, could make a loader run code."""
+    """Raises `InvalidArgument` when a file, by its name or its JSON, could make a loader run code."""
     for file in artifact.files:
         suffix = PurePosixPath(file.path).suffix.lower()
         if suffix not in _ALLOWED:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.bus import connected, running_nats
-from tests.support.service import running_service, stub
+from tests.support.stubs import running_service, stub
 from tunesmith.api.metrics.v1 import events_pb2, metrics_pb2, metrics_pb2_grpc
 from tunesmith_kit import subjects
 from tunesmith_kit.bus import Bus, PubAck

@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 
 from tests.support.bus import connected, running_nats
-from tests.support.service import running_service, stub
+from tests.support.stubs import running_service, stub
 from tests.support.wait import until
 from tunesmith.api.common.v1 import common_pb2
 from tunesmith.api.jobs.v1 import events_pb2 as jobs_events_pb2
@@ -24,8 +24,8 @@ from tunesmith.api.registry.v1 import (
     models_pb2,
     models_pb2_grpc,
 )
-from tunesmith.errors import STATUS_KEY, TunesmithError
-from tunesmith.status import from_status_bytes
+from tunesmith.errors import TunesmithError
+from tunesmith.status import from_rpc_error
 from tunesmith_kit import subjects
 from tunesmith_kit.bus import Bus, Delivery
 from tunesmith_kit.ids import new_ulid
@@ -70,9 +70,7 @@ class Registry:
         )
         return await self.datasets.ImportDataset(request)
 
-    async def import_base_model(
-        self, base_model_id: str, files: Mapping[str, bytes]
-    ) -> models_pb2.BaseModel:
+    async def import_base_model(self, base_model_id: str, files: Mapping[str, bytes]) -> models_pb2.BaseModel:
         """Uploads the files of a base model and enters it."""
         listed = [
             common_pb2.ManifestFile(path=path, size_bytes=len(data), sha256=await self.upload(data))
@@ -92,11 +90,11 @@ class Registry:
         body = {"files": listed, "kind": kind, "properties": {"steps": "3"}}
         return await self.upload(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
 
-    async def job_says(self, kind: str, event_id: str = "", **fields: object) -> str:
+    async def job_says(self, kind: str, event_id: str = "", job: str = JOB, **fields: object) -> str:
         """Publishes an event of the jobs service and returns its id."""
         event_id = event_id or new_ulid()
-        event = jobs_events_pb2.JobEvent(event_id=event_id, job=JOB, epoch=1, **{kind: fields})  # type: ignore[arg-type]
-        subject = subjects.job_event("default", JOB_ID, kind)
+        event = jobs_events_pb2.JobEvent(event_id=event_id, job=job, epoch=1, **{kind: fields})  # type: ignore[arg-type]
+        subject = subjects.job_event("default", job.rpartition("/")[2], kind)
         await self.bus.publish(subject, event.SerializeToString(), f"{event_id}-{new_ulid()}")
         return event_id
 
@@ -136,7 +134,7 @@ async def running_registry(folder: Path, server: EmbeddedNats | None = None) -> 
 
 def refusal(error: grpc.aio.AioRpcError) -> TunesmithError:
     """The error of the table that a failed call carries."""
-    return from_status_bytes(dict(error.trailing_metadata() or ())[STATUS_KEY])
+    return from_rpc_error(error)
 
 
 def safetensors(**shapes: tuple[int, ...]) -> bytes:
