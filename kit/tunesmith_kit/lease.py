@@ -84,12 +84,12 @@ class Lease:
         """
         lease = cls(bus, key, holder, ttl, changed)
         await lease._try()
-        lease.start()
+        lease._task = asyncio.create_task(lease._keep(ttl / 3))
         return lease
 
     def start(self) -> None:
         """Begins to contend for the lease, and to renew it once it is ours."""
-        self._task = asyncio.create_task(self._keep())
+        self._task = asyncio.create_task(self._keep(0))
 
     @property
     def held(self) -> bool:
@@ -101,10 +101,14 @@ class Lease:
         """Fencing token: grows with every renewal and every new holder. 0 before the first."""
         return self._revision
 
-    async def release(self) -> None:
-        """Gives it up, so that others need not wait for its end."""
+    def stop(self) -> None:
+        """Renews it no more: it lives on for its time, so that the same holder may come back to it."""
         if self._task is not None:
             self._task.cancel()
+
+    async def release(self) -> None:
+        """Gives it up, so that others need not wait for its end."""
+        self.stop()
         if self.held:
             headers = {
                 "KV-Operation": "DEL",
@@ -116,7 +120,8 @@ class Lease:
         self._until = float("-inf")
         await self._tell()
 
-    async def _keep(self) -> None:
+    async def _keep(self, first_pause: float) -> None:
+        await asyncio.sleep(first_pause)
         while True:
             try:
                 await self._try()

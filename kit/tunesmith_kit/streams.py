@@ -211,12 +211,13 @@ async def _create(connection: Connection, stream: Stream, num_replicas: int) -> 
 async def ensure_durable(connection: Connection, durable: Durable) -> None:
     """Makes the consumer or mends it. Raises `ApiError`, with code 404 when the stream is missing."""
     body = {"stream_name": durable.stream, "config": durable.config()}
-    await connection.api(f"CONSUMER.CREATE.{durable.stream}.{durable.name}", body)
+    await connection.api(f"CONSUMER.CREATE.{durable.stream}.{durable.name}", body, deadline=1.5)
 
 
 async def _find(connection: Connection, path: str) -> dict[str, Any] | None:
     try:
-        return await connection.api(path)
+        # A cluster without a leader stays silent; asking again soon beats waiting long.
+        return await connection.api(path, deadline=1.0)
     except ApiError as error:
         if error.code == _NOT_FOUND:
             return None

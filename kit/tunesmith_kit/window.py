@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 _TICK = 0.1
 _FIRST_PAUSE = 0.1
-_LONGEST_PAUSE = 5.0
+_LONGEST_PAUSE = 1.0
+_WARN_SECONDS = 10.0  # one line a problem, not one a message
 _WRONG_LAST_SEQUENCE = (10071, 10070, 10164)
 _TOO_LARGE = (10054, 10097)
 # Codes below 500 that are no fault of the message: full stream, no quorum yet, too many requests.
@@ -60,6 +61,7 @@ class Window:
         self._timeout = timeout
         self._slots = asyncio.Semaphore(size)
         self._entries: dict[str, _Entry] = {}
+        self._warned: dict[str, float] = {}
         self._counter = 0
         self._inbox = connection.inbox()
         self._busy = asyncio.Event()
@@ -156,10 +158,12 @@ class Window:
             self._fail(entry, Internal("INTERNAL", problem, field=entry.subject))
 
     def _retry(self, entry: _Entry, problem: str) -> None:
-        if problem != entry.last_error:
+        now = time.monotonic()
+        if now - self._warned.get(problem, float("-inf")) > _WARN_SECONDS:
+            self._warned[problem] = now
             log.warning("publish is retried", extra={"subject": entry.subject, "problem": problem})
         entry.last_error = problem
-        entry.due = time.monotonic() + entry.pause
+        entry.due = now + entry.pause
         entry.pause = min(entry.pause * 2, _LONGEST_PAUSE)
 
     def _fail(self, entry: _Entry, error: TunesmithError) -> None:

@@ -82,7 +82,8 @@ async def build(settings: AgentSettings, telemetry: Telemetry) -> Running:
 
     async def stop() -> None:
         await agent.stop()
-        await lease.release()
+        # Not released: trainers go on without us, and the next agent has the lease's time to come back.
+        lease.stop()
         await bus.close()
         await channel.close()
         tools.trainer_telemetry.shutdown()

@@ -1,0 +1,71 @@
+"""Jobs for system tests, and what must be true of every finished one."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.support.platform import Platform
+from tests.support.processes import wait_for
+from tunesmith import Client
+
+TERMINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
+
+
+def spec(steps: int = 12, **training: Any) -> dict[str, Any]:
+    """Returns a job on the tiny model; a step takes some 10 ms."""
+    return {
+        "experiment": "system",
+        "base_model": "tiny",
+        "dataset": "sums",
+        "adapter": {"lora": {"r": 4, "dropout": 0.1}},
+        "training": {"max_steps": steps, "learning_rate": 1e-2, "num_threads": 1, "seed": 3, **training},
+    }
+
+
+def job_file(path: Path, content: dict[str, Any]) -> Path:
+    """Writes a job file."""
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def wait_state(client: Client, name: str, *states: str, seconds: float = 60) -> Any:
+    """Waits until a job is in one of the states; a terminal state that is not wanted fails at once."""
+
+    def look() -> Any:
+        job = client.jobs.get(name)
+        if job.state in states:
+            return job
+        assert job.state not in TERMINAL, f"{job.state}: {job.proto.failure}"
+        return None
+
+    return wait_for(look, seconds, f"{name} in {' or '.join(states)}")
+
+
+def wait_step(client: Client, name: str, step: int, seconds: float = 60) -> Any:
+    """Waits until a job has trained so far."""
+
+    def look() -> Any:
+        job = client.jobs.get(name)
+        assert job.state not in TERMINAL, f"{job.state} before step {step}: {job.proto.failure}"
+        return job if job.proto.progress.step >= step else None
+
+    return wait_for(look, seconds, f"{name} at step {step}")
+
+
+def output_digest(client: Client, job: Any) -> str:
+    """Returns the SHA-256 of the trained weights a job registered."""
+    version = client.models.version(job.proto.model_version)
+    (weights,) = [f for f in version.manifest.files if f.path.endswith(".safetensors")]
+    return str(weights.sha256)
+
+
+def check_whole(platform: Platform, job: Any, steps: int) -> None:
+    """Every step's metrics are there exactly once, and the version's files are what they claim."""
+    with platform.client() as client:
+        series = client.metrics.series(job.name, ["train/loss"])["train/loss"]
+        assert list(series.steps) == list(range(1, steps + 1))
+        assert series.num_points == steps
+        version = client.models.version(job.proto.model_version)
+        assert version.job == job.name
+        assert {f.path for f in version.manifest.files} >= {"adapter_config.json", "adapter_model.safetensors"}

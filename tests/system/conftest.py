@@ -1,0 +1,39 @@
+"""The platforms: one embedded for all tests of a session, one distributed; tests that break things take their own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import postgres
+from tests.support.platform import Distributed, Platform, embedded
+
+
+@pytest.fixture(scope="session")
+def embedded_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    with embedded(tmp_path_factory.mktemp("embedded")) as platform:
+        platform.load_inputs()
+        yield platform
+
+
+@pytest.fixture(scope="session")
+def distributed_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    root = tmp_path_factory.mktemp("distributed")
+    with postgres.running(root / "postgres") as server, Distributed(root, server).run() as platform:
+        platform.load_inputs()
+        yield platform
+
+
+@pytest.fixture(params=["embedded", pytest.param("distributed", marks=pytest.mark.distributed)])
+def platform(request: pytest.FixtureRequest) -> Platform:
+    """The same test on both forms of the platform."""
+    found: Platform = request.getfixturevalue(f"{request.param}_platform")
+    return found
+
+
+@pytest.fixture()
+def own(tmp_path: Path) -> Iterator[Platform]:
+    """An embedded platform of the test's own, to break."""
+    with embedded(tmp_path) as platform:
+        platform.load_inputs()
+        yield platform
