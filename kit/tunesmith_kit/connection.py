@@ -302,9 +302,11 @@ class Connection:
         """Sends and waits for one answer.
 
         Raises:
-            Unavailable: nobody listens.
+            Unavailable: nobody listens, or there is no connection now.
             DeadlineExceeded: no answer within `deadline` seconds.
         """
+        if not self.connected:
+            raise Unavailable("BUS_UNAVAILABLE", "NATS cannot be reached now", field=subject)
         try:
             msg = await self._client.request(
                 subject, payload, deadline, headers=dict(headers) if headers else None

@@ -35,7 +35,7 @@ from tunesmith_kit.streams import Durable, ensure_durable
 
 log = logging.getLogger(__name__)
 
-_HEARTBEAT = 5.0
+_HEARTBEAT = 2.0
 _EXPIRES = 30.0
 _MAX_PULL_BYTES = 16 * 1024 * 1024
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)

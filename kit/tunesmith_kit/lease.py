@@ -184,7 +184,9 @@ class Lease:
 async def read(bus: Bus, key: str) -> _Entry:
     """Returns revision and holder of a lease; the holder is empty when it is free."""
     try:
-        found = await bus.connection.api(f"STREAM.MSG.GET.{_STREAM}", {"last_by_subj": _PREFIX + key})
+        found = await bus.connection.api(
+            f"STREAM.MSG.GET.{_STREAM}", {"last_by_subj": _PREFIX + key}, deadline=1.0
+        )
     except ApiError as error:
         if error.code == 404:
             return _Entry(0, "")

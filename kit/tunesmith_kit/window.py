@@ -56,7 +56,7 @@ class _Entry:
 class Window:
     """Publishes with acknowledgement, at most `size` messages under way through `publish_soon`."""
 
-    def __init__(self, connection: Connection, size: int = 256, timeout: float = 5.0) -> None:
+    def __init__(self, connection: Connection, size: int = 256, timeout: float = 3.0) -> None:
         self._connection = connection
         self._timeout = timeout
         self._slots = asyncio.Semaphore(size)

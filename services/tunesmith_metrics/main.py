@@ -10,8 +10,10 @@ from tunesmith_kit.db import Database
 from tunesmith_kit.host import Running, ServiceSpec
 from tunesmith_kit.rpc import RpcServer, internal_authenticator
 from tunesmith_kit.settings import ServiceSettings
+from tunesmith_kit.tasks import Tasks
 from tunesmith_kit.telemetry import Telemetry
 from tunesmith_kit.watch import CommitSignal
+from tunesmith_metrics.compact import Compactor
 from tunesmith_metrics.ingest import Ingest
 from tunesmith_metrics.service import LogService, MetricsService
 from tunesmith_metrics.tables import METADATA
@@ -30,8 +32,9 @@ async def build(settings: MetricsSettings, telemetry: Telemetry) -> Running:
     bus = await Bus.connect(
         settings.nats_url, settings.nats_token, "service/metrics", num_replicas=settings.num_replicas
     )
-    signal, ingest = CommitSignal(db), Ingest(db, bus)
+    signal, ingest, tasks = CommitSignal(db), Ingest(db, bus), Tasks()
     await ingest.start()
+    tasks.spawn("compaction", Compactor(db).run)
     server = RpcServer(
         telemetry,
         internal_authenticator(settings.internal_token),
@@ -46,6 +49,7 @@ async def build(settings: MetricsSettings, telemetry: Telemetry) -> Running:
     async def stop() -> None:
         await server.stop()
         await ingest.stop()
+        await tasks.stop()
         await bus.close()
         await db.close()
 

@@ -110,7 +110,7 @@ def test_a_truly_full_disk_is_said_clearly(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     writer = BlobWriter(store, store.scratch())
     writer._file.close()
-    writer._file = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115  # the kernel's full device
+    writer._file = Path("/dev/full").open("wb")  # noqa: SIM115  # the kernel's full device
     with pytest.raises(ResourceExhausted):
         writer.write(DATA)
     writer.abort()

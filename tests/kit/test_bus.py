@@ -1,6 +1,8 @@
 """The bus: nothing acknowledged is lost, nothing is done twice, and it comes back from everything."""
 
 import asyncio
+import functools
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +38,10 @@ class Seen:
         self.deliveries.update(item.message_id for item in items)
 
 
+def _longer(items: Sequence[object], size: int) -> bool:
+    return len(items) > size
+
+
 async def test_kills_of_the_server_under_load_lose_nothing_acknowledged(tmp_path: Path) -> None:
     seen, num_messages = Seen(), 6000
     async with running_nats(tmp_path) as server, connected(server) as bus, connected(server) as reader:
@@ -49,7 +55,8 @@ async def test_kills_of_the_server_under_load_lose_nothing_acknowledged(tmp_path
 
         publishing = asyncio.create_task(publish())
         for share in (0.2, 0.5, 0.8):
-            await until(lambda share=share: len(futures) > share * num_messages, "progress")
+            enough = int(share * num_messages)
+            await until(functools.partial(_longer, futures, enough), "progress")
             await server.kill()
             await server.start()
         await publishing
@@ -280,8 +287,6 @@ async def test_a_cluster_goes_on_without_its_leader(tmp_path: Path) -> None:
 
 
 async def test_the_server_does_not_outlive_us(tmp_path: Path) -> None:
-    import sys
-
     program = (
         "import asyncio, os, signal, sys\n"
         "from pathlib import Path\n"

@@ -1,7 +1,9 @@
 """Telemetry: one trace across services, logs that name it, figures that are all in the table."""
 
+import gzip
 import json
 import logging
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -30,8 +32,6 @@ class Receiver:
                 assert self.path == "/v1/traces"
                 body = self.rfile.read(int(self.headers["content-length"]))
                 if self.headers.get("content-encoding") == "gzip":
-                    import gzip
-
                     body = gzip.decompress(body)
                 receiver.take(ExportTraceServiceRequest.FromString(body))
                 self.send_response(200)
@@ -102,8 +102,6 @@ def test_spans_of_several_services_in_one_process_make_one_trace(receiver: Recei
 
 
 def test_without_a_receiver_traces_still_have_ids_and_otel_is_not_loaded() -> None:
-    import subprocess
-
     program = (
         "import sys\n"
         "from tunesmith_kit.telemetry import setup, trace_id, current_traceparent\n"

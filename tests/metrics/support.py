@@ -56,7 +56,7 @@ async def running_metrics(folder: Path, server: EmbeddedNats | None = None) -> A
         stub(metrics_pb2_grpc.MetricsServiceStub, running) as metrics_stub,
         stub(metrics_pb2_grpc.LogServiceStub, running) as logs_stub,
     ):
-        yield Metrics(server, bus, running, metrics_stub, logs_stub)  # type: ignore[arg-type]
+        yield Metrics(server, bus, running, metrics_stub, logs_stub)
 
 
 def batch(

@@ -122,7 +122,7 @@ async def running_registry(folder: Path, server: EmbeddedNats | None = None) -> 
         stub(models_pb2_grpc.ModelServiceStub, running) as models,
         stub(blobs_pb2_grpc.BlobServiceStub, running) as blobs,
     ):
-        registry = Registry(folder, bus, datasets, models, blobs)  # type: ignore[arg-type]
+        registry = Registry(folder, bus, datasets, models, blobs)
 
         async def hear(delivery: Delivery) -> None:
             if delivery.headers.get("ce-type") == events_pb2.RegistryEvent.DESCRIPTOR.full_name:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -127,7 +128,11 @@ async def test_a_verified_output_becomes_one_version_however_often_the_event_com
     async with running_nats(tmp_path) as server:
         async with running_registry(tmp_path, server) as registry:
             digest = await registry.store_artifact("model", OUTPUT)
-            ready = {"manifest_digest": digest, "model": "bot", "final_metrics": {"train/loss": 0.5}}
+            ready: dict[str, Any] = {
+                "manifest_digest": digest,
+                "model": "bot",
+                "final_metrics": {"train/loss": 0.5},
+            }
             event_id = await registry.job_says("output_ready", **ready)
             made = (await registry.answer("model_version_registered")).model_version_registered.version
             await asyncio.gather(*(registry.job_says("output_ready", event_id, **ready) for _ in range(5)))

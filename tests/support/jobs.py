@@ -68,4 +68,7 @@ def check_whole(platform: Platform, job: Any, steps: int) -> None:
         assert series.num_points == steps
         version = client.models.version(job.proto.model_version)
         assert version.job == job.name
-        assert {f.path for f in version.manifest.files} >= {"adapter_config.json", "adapter_model.safetensors"}
+        assert {f.path for f in version.manifest.files} >= {
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        }

@@ -116,6 +116,7 @@ def embedded(root: Path, env: Mapping[str, str] | None = None) -> Iterator[Platf
         "--grpc-port",
         "0",
     ]
+    (root / "config" / "profile.json").unlink(missing_ok=True)  # an earlier platform's, killed by the test
     process = Process("up", command, root / "up.log", settings)
     try:
         yield _embedded(root, process)

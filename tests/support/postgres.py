@@ -5,6 +5,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,13 +34,10 @@ class Postgres:
             self.port: int = probe.getsockname()[1]
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
         self._user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
         if self._user:
             account = pwd.getpwnam(self._user)
             os.chown(folder, account.pw_uid, account.pw_gid)
-            for parent in folder.parents:
-                if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
-                    parent.chmod(parent.stat().st_mode | 0o011)
         self._run("initdb", "-D", str(folder / "data"), "-U", "postgres", "--auth=trust", "--no-sync")
         self.start()
 
@@ -77,10 +75,12 @@ class Postgres:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Postgres]:
-    """Starts a server and ends it."""
-    server = Postgres(folder)
-    try:
-        yield server
-    finally:
-        server.stop()
+def running() -> Iterator[Postgres]:
+    """Starts a server in a folder of its own (pytest's are closed to the server's user) and ends both."""
+    with tempfile.TemporaryDirectory(prefix="tunesmith-postgres-") as folder:
+        Path(folder).chmod(0o755)
+        server = Postgres(Path(folder) / "cluster")
+        try:
+            yield server
+        finally:
+            server.stop()

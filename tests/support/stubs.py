@@ -54,16 +54,16 @@ def _with_token(details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetai
     )
 
 
-class _Unary(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
+class _Unary(grpc.aio.UnaryUnaryClientInterceptor):
     async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
         return await continuation(_with_token(details), request)
 
 
-class _Stream(grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[misc]
+class _Stream(grpc.aio.UnaryStreamClientInterceptor):
     async def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
         return await continuation(_with_token(details), request)
 
 
-class _Upload(grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[misc]
+class _Upload(grpc.aio.StreamUnaryClientInterceptor):
     async def intercept_stream_unary(self, continuation: Any, details: Any, requests: Any) -> Any:
         return await continuation(_with_token(details), requests)

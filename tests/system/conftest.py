@@ -1,4 +1,4 @@
-"""The platforms: one embedded for all tests of a session, one distributed; tests that break things take their own."""
+"""The platforms: one embedded and one distributed for all tests of a session."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ def embedded_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plat
 @pytest.fixture(scope="session")
 def distributed_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     root = tmp_path_factory.mktemp("distributed")
-    with postgres.running(root / "postgres") as server, Distributed(root, server).run() as platform:
+    with postgres.running() as server, Distributed(root, server).run() as platform:
         platform.load_inputs()
         yield platform
 
@@ -31,7 +31,7 @@ def platform(request: pytest.FixtureRequest) -> Platform:
     return found
 
 
-@pytest.fixture()
+@pytest.fixture
 def own(tmp_path: Path) -> Iterator[Platform]:
     """An embedded platform of the test's own, to break."""
     with embedded(tmp_path) as platform:

@@ -11,7 +11,9 @@ from tests.support.platform import Platform
 
 def test_a_job_trains_and_registers_a_verified_version(platform: Platform, tmp_path: Path) -> None:
     content = {**spec(24, checkpoint_every_steps=10), "sample_prompts": ["what is 1 plus 1?"]}
-    done = platform.run("submit", str(job_file(tmp_path / "job.yaml", content)), "--watch", "--json", seconds=120)
+    done = platform.run(
+        "submit", str(job_file(tmp_path / "job.yaml", content)), "--watch", "--json", seconds=120
+    )
     assert done.returncode == 0, done.stderr
     last = json.loads(done.stdout.splitlines()[-1])
     assert last["state"] == "JOB_STATE_SUCCEEDED"
@@ -55,7 +57,13 @@ def test_cancel_now_kills_at_once_and_frees_the_node(platform: Platform) -> None
 
 
 def test_the_shown_listings_are_json_for_programs(platform: Platform) -> None:
-    for command in (["list"], ["models", "list"], ["models", "bases"], ["datasets", "list"], ["nodes", "list"]):
+    for command in (
+        ["list"],
+        ["models", "list"],
+        ["models", "bases"],
+        ["datasets", "list"],
+        ["nodes", "list"],
+    ):
         done = platform.run(*command, "--json")
         assert done.returncode == 0, done.stderr
         assert isinstance(json.loads(done.stdout), list | dict)

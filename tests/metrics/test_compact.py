@@ -1,0 +1,49 @@
+"""Compaction changes how points lie, never the points."""
+
+import asyncio
+from pathlib import Path
+
+from sqlalchemy import func, select
+
+from tests.metrics.support import batch, losses, running_metrics, send
+from tests.support.wait import until_async
+from tunesmith_kit.db import Database
+from tunesmith_metrics.compact import Compactor
+from tunesmith_metrics.tables import SEGMENTS
+
+
+async def test_merged_segments_hold_the_same_points(tmp_path: Path) -> None:
+    async with running_metrics(tmp_path) as service:
+        for seq in range(1, 301, 2):  # keys change now and then, as with evaluations in between
+            message = (
+                batch(seq, [[float(seq), -1.0]] * 2, keys=("train/loss", "eval/loss"))
+                if seq % 50 == 1
+                else batch(seq, losses(seq, seq + 1))
+            )
+            await send(service.bus, message)
+
+        async def complete() -> bool:
+            return (await service.watermark()).metrics_seq == 300
+
+        await until_async(complete, "all records")
+        before = await service.series()
+        db = Database(f"sqlite:///{tmp_path / 'metrics.db'}", "metrics")
+        count = select(func.count()).select_from(SEGMENTS)
+        assert await db.read(lambda session: session.execute(count).scalar_one()) == 150
+        assert await Compactor(db).once() == 149
+        assert await db.read(lambda session: session.execute(count).scalar_one()) == 1
+        after = await service.series()
+        assert after.series == before.series
+        # What came before is still known as stored; what comes next joins on.
+        await asyncio.gather(
+            send(service.bus, batch(1, losses(1, 40)), "again"),
+            send(service.bus, batch(301, losses(301, 302))),
+        )
+
+        async def more() -> bool:
+            return (await service.watermark()).metrics_seq == 302
+
+        await until_async(more, "the next records")
+        assert len((await service.loss()).steps) == 302
+        assert list((await service.loss(max_step=300)).values) == list(before.series[1].values)
+        await db.close()

@@ -1,0 +1,94 @@
+"""Processes killed in the middle: the job goes on, the bits are the same, every point is there once.
+
+Found by these tests: see docs/architecture.md, "What the fault tests found".
+"""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.jobs import check_whole, output_digest, spec, wait_state, wait_step
+from tests.support.platform import Platform, embedded
+
+STEPS = 300
+
+
+def running_pid(platform: Platform, job_id: str, epoch: int) -> int:
+    """Returns the pid the agent noted for an attempt."""
+    (notes,) = (platform.root / "data" / "nodes").glob(f"*/runs/{job_id}-{epoch}/agent.json")
+    pid: int = json.loads(notes.read_text())["pid"]
+    return pid
+
+
+@pytest.fixture(scope="module")
+def undisturbed(embedded_platform: Platform) -> str:
+    """Weights of the job nobody disturbed."""
+    with embedded_platform.client() as client:
+        job = client.jobs.submit(spec(STEPS, checkpoint_every_steps=25))
+        return output_digest(client, wait_state(client, job.name, "SUCCEEDED"))
+
+
+def test_a_killed_trainer_ends_with_the_same_bits(embedded_platform: Platform, undisturbed: str) -> None:
+    platform = embedded_platform
+    with platform.client() as client:
+        job = client.jobs.submit(spec(STEPS, checkpoint_every_steps=25))
+        wait_step(client, job.name, 60)
+        os.kill(running_pid(platform, job.id, 1), signal.SIGKILL)
+        done = wait_state(client, job.name, "SUCCEEDED", seconds=90)
+        assert [a.epoch for a in done.attempts()] == [2, 1]
+        resumed = done.attempts()[0].resumed_step
+        assert resumed > 0
+        assert resumed % 25 == 0
+        check_whole(platform, done, STEPS)
+        assert output_digest(client, done) == undisturbed
+
+
+def test_a_killed_platform_adopts_the_running_trainer(tmp_path: Path, undisturbed: str) -> None:
+    with embedded(tmp_path) as platform:
+        platform.load_inputs()
+        with platform.client() as client:
+            job = client.jobs.submit(spec(STEPS, checkpoint_every_steps=25))
+            wait_step(client, job.name, 40)
+        pid = running_pid(platform, job.id, 1)
+        platform.processes["up"].kill()
+        assert psutil.pid_exists(pid), "the trainer outlives the platform"
+    with embedded(tmp_path) as platform, platform.client() as client:
+        done = wait_state(client, job.name, "SUCCEEDED", seconds=90)
+        assert [a.epoch for a in done.attempts()] == [1], "no second attempt was needed"
+        check_whole(platform, done, STEPS)
+        assert output_digest(client, done) == undisturbed
+
+
+def test_a_wiped_bus_loses_nothing(tmp_path: Path, undisturbed: str) -> None:
+    with embedded(tmp_path) as platform:
+        platform.load_inputs()
+        with platform.client() as client:
+            job = client.jobs.submit(spec(STEPS, checkpoint_every_steps=25))
+            wait_step(client, job.name, 40)
+        platform.processes["up"].kill()
+    shutil.rmtree(tmp_path / "data" / "nats")
+    with embedded(tmp_path) as platform, platform.client() as client:
+        done = wait_state(client, job.name, "SUCCEEDED", seconds=90)
+        check_whole(platform, done, STEPS)
+        assert output_digest(client, done) == undisturbed
+
+
+def test_a_run_that_ends_while_the_platform_is_down_is_taken_up_afterwards(tmp_path: Path) -> None:
+    with embedded(tmp_path) as platform:
+        platform.load_inputs()
+        with platform.client() as client:
+            job = client.jobs.submit(spec(STEPS))
+            wait_step(client, job.name, 5)
+        pid = running_pid(platform, job.id, 1)
+        platform.processes["up"].kill()
+        psutil.wait_procs([psutil.Process(pid)], timeout=60)
+        assert not psutil.pid_exists(pid), "it trained to its end on its own"
+    with embedded(tmp_path) as platform, platform.client() as client:
+        done = wait_state(client, job.name, "SUCCEEDED", seconds=60)
+        assert [a.epoch for a in done.attempts()] == [1]
+        check_whole(platform, done, STEPS)
