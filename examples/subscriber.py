@@ -1,7 +1,7 @@
 """Prints job states and checkpoints, past ones first: TUNESMITH_NATS_URL=... TUNESMITH_NATS_TOKEN=..."""
 
 import asyncio
-import os
+from os import environ as env
 
 import nats
 
@@ -9,9 +9,8 @@ from tunesmith.api.jobs.v1.events_pb2 import JobEvent
 
 
 async def main() -> None:
-    bus = await nats.connect(os.environ["TUNESMITH_NATS_URL"], token=os.environ["TUNESMITH_NATS_TOKEN"])
-    events = await bus.jetstream().subscribe("tunesmith.v1.*.job.*.evt.>", ordered_consumer=True)
-    async for message in events.messages:
+    bus = (await nats.connect(env["TUNESMITH_NATS_URL"], token=env["TUNESMITH_NATS_TOKEN"])).jetstream()
+    async for message in (await bus.subscribe("tunesmith.v1.*.job.*.evt.>", ordered_consumer=True)).messages:
         if message.headers and message.headers["ce-type"] == JobEvent.DESCRIPTOR.full_name:
             event = JobEvent.FromString(message.data)
             if (kind := event.WhichOneof("event")) in ("state_changed", "checkpoint_committed"):

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from tunesmith.api.gateway.v1 import fleet_pb2, fleet_pb2_grpc
@@ -43,41 +44,45 @@ class GatewaySettings(ServiceSettings):
 
 
 async def build(settings: GatewaySettings, telemetry: Telemetry) -> Running:
-    """Starts the gateway: tokens, channels, gRPC, HTTP."""
+    """Starts the gateway: tokens, channels, gRPC, HTTP. What had started is stopped when a later part fails."""
     url, clock = settings.database("gateway"), SystemClock()
     await asyncio.to_thread(migrate.upgrade, url, "gateway", METADATA)
-    db = Database(url, "gateway")
-    tokens = Tokens(db, clock)
-    await _ensure_tokens(settings, tokens)
+    async with AsyncExitStack() as stack:
+        db = Database(url, "gateway")
+        stack.push_async_callback(db.close)
+        tokens = Tokens(db, clock)
+        await _ensure_tokens(settings, tokens)
+        authenticate = authenticator(tokens)
 
-    addresses = {
+        backends = Backends(_addresses(settings), settings.internal_token)
+        stack.push_async_callback(backends.close)
+        server = rpc.RpcServer(
+            telemetry,
+            authenticate,
+            [(fleet_pb2_grpc.add_FleetServiceServicer_to_server, FleetService(backends))],
+            generic=[Forwarder(backends)],
+            names=SERVICES,
+        )
+        stack.push_async_callback(server.stop)
+        address = await server.start(settings.host, settings.port)
+
+        own = rpc.connect(address.replace("0.0.0.0", "127.0.0.1"))
+        stack.push_async_callback(own.close)
+        hosts = ["localhost", "127.0.0.1", "::1", settings.host, *settings.allowed_hosts.split(",")]
+        web = HttpServer(
+            app.build(Rest(own, SERVICES, telemetry), SERVICES, authenticate, hosts, backends.ready)
+        )
+        stack.push_async_callback(web.stop)
+        http_address = await web.start(settings.host, settings.web_port)
+        return Running(address, stack.pop_all().aclose, backends.ready, {"http_address": http_address})
+
+
+def _addresses(settings: GatewaySettings) -> dict[str, str]:
+    return {
         "jobs": settings.jobs_address,
         "registry": settings.registry_address,
         "metrics": settings.metrics_address,
     }
-    backends = Backends(addresses, settings.internal_token)
-    authenticate = authenticator(tokens)
-    server = rpc.RpcServer(
-        telemetry,
-        authenticate,
-        [(fleet_pb2_grpc.add_FleetServiceServicer_to_server, FleetService(backends))],
-        generic=[Forwarder(backends)],
-        names=SERVICES,
-    )
-    address = await server.start(settings.host, settings.port)
-    own = rpc.connect(address.replace("0.0.0.0", "127.0.0.1"))
-    hosts = ["localhost", "127.0.0.1", "::1", settings.host, *settings.allowed_hosts.split(",")]
-    web = HttpServer(app.build(Rest(own, SERVICES, telemetry), SERVICES, authenticate, hosts, backends.ready))
-    http_address = await web.start(settings.host, settings.web_port)
-
-    async def stop() -> None:
-        await web.stop()
-        await server.stop()
-        await own.close()
-        await backends.close()
-        await db.close()
-
-    return Running(address, stop, backends.ready, {"http_address": http_address})
 
 
 async def _ensure_tokens(settings: GatewaySettings, tokens: Tokens) -> None:

@@ -96,6 +96,9 @@ class Database:
         self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
         self._listeners: list[Callable[[], None]] = []
         self._loop = asyncio.get_running_loop()
+        if self.dialect == "sqlite":
+            # The change to WAL waits for nobody: it is made here, before reader and writer come together.
+            self._writer_engine.connect().close()
         self._thread = threading.Thread(target=self._write_loop, name=f"{schema}-write", daemon=True)
         self._thread.start()
 
@@ -225,7 +228,7 @@ def _engine(url: str, schema: str, writer: bool) -> Engine:
 
 def _set_pragmas(connection: Any, _record: object) -> None:
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+    for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 

@@ -17,7 +17,7 @@ class Tasks:
         """Starts `run()` and keeps it running until it returns or `stop` is called."""
         self._add(asyncio.create_task(self._supervise(name, run), name=name))
 
-    def once(self, name: str, work: Awaitable[None]) -> None:
+    def once(self, name: str, work: Awaitable[object]) -> None:
         """Starts work that is not repeated; a failure is logged."""
         self._add(asyncio.create_task(self._log_failure(name, work), name=name))
 
@@ -48,7 +48,7 @@ class Tasks:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 10)
 
-    async def _log_failure(self, name: str, work: Awaitable[None]) -> None:
+    async def _log_failure(self, name: str, work: Awaitable[object]) -> None:
         try:
             await work
         except asyncio.CancelledError:

@@ -41,10 +41,13 @@ async def follow(
     last_sent = float("-inf")
     while True:
         armed = signal.arm()
+        before = revision
         items, revision = await fetch(revision)
         if items or loop.time() - last_sent > _HEARTBEAT_SECONDS:
             yield items, revision
             last_sent = loop.time()
+        if items and revision > before:
+            continue  # there may be a further page
         try:
             await asyncio.wait_for(armed.wait(), _POLL_SECONDS)
         except TimeoutError:

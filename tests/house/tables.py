@@ -229,6 +229,11 @@ def failures() -> str:
     return table(("class", "meaning", "tried again"), rows)
 
 
+def subscriber() -> str:
+    """The example program that listens."""
+    return f"```python\n{(ROOT / 'examples' / 'subscriber.py').read_text('utf-8')}```\n"
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "settings": settings,
     "settings-gateway": lambda: own_settings("gateway"),
@@ -245,6 +250,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "events-registry": lambda: events(registry_events.RegistryEvent.DESCRIPTOR),
     "events-node": lambda: events(node_events.NodeEvent.DESCRIPTOR),
     "node-commands": lambda: events(node_events.NodeCommand.DESCRIPTOR),
+    "subscriber": subscriber,
     "spec": spec,
     "states": states,
     "failures": failures,

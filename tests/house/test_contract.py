@@ -16,7 +16,7 @@ from tunesmith_kit import access
 RPCS = contract.rpcs()
 IDS = [method.full_name.removeprefix("tunesmith.api.") for method in RPCS]
 SERVERS = ("tunesmith_jobs", "tunesmith_registry", "tunesmith_metrics", "tunesmith_gateway")
-# The agent's own, and content, which travels as raw bytes (POST and GET /api/v1/blobs).
+# The agent's own, and content, which travels as raw bytes (POST /api/v1/blobs).
 WITHOUT_REST = {"nodes.report", "blobs.write", "blobs.read"}
 
 

@@ -104,10 +104,19 @@ def test_every_make_target_and_command_is_documented() -> None:
     assert missing == []
 
 
+def anchors(path: Path) -> set[str]:
+    """What a heading is called in a link."""
+    titles = re.findall(r"^#+ (.+)$", read(path), re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize("path", DOCS, ids=IDS)
 def test_links_lead_somewhere(path: Path) -> None:
-    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", read(path))
-    assert [each for each in targets if "://" not in each and not (path.parent / each).exists()] == []
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)]*)\)", re.sub(r"`[^`\n]*`", "", read(path))):
+        if "://" not in target:
+            file = path.parent / target if target else path
+            assert file.exists(), target
+            assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
 
 
 @pytest.mark.parametrize("path", DOCS, ids=IDS)
@@ -115,6 +124,16 @@ def test_files_named_in_documents_exist(path: Path) -> None:
     folders = "proto|client|kit|services|trainer|gateway|deploy|tests|bench|docs|examples"
     named = re.findall(rf"`((?:{folders})/[\w./-]+)`", read(path))
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_every_subject_of_the_registry_is_documented() -> None:
+    source = "\n".join(read(path) for path in (ROOT / "services" / "tunesmith_registry").glob("*.py"))
+    said = re.findall(r'subjects\.event\(\w+(?:\.\w+)?, "(\w+)", \w+(?:\.\w+)?, "(\w+)"\)', source)
+    said += [("job", name) for name in re.findall(r'self\._answer\([^"]*"(\w+)", "\w+"', source)]
+    assert len(said) == 7, "the search finds something else"
+    told = read(ROOT / "docs" / "events.md")
+    shown = {(entity, name): f".{entity}.{{{entity}}}.evt.{name}`" for entity, name in said}
+    assert [key for key, text in shown.items() if text not in told] == []
 
 
 # Where a reason stands among the arguments of what makes a failure.

@@ -1,8 +1,6 @@
 """The platforms: one embedded and one distributed for all tests of a session."""
 
 from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from tests.support import postgres
@@ -29,11 +27,3 @@ def platform(request: pytest.FixtureRequest) -> Platform:
     """The same test on both forms of the platform."""
     found: Platform = request.getfixturevalue(f"{request.param}_platform")
     return found
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Platform]:
-    """An embedded platform of the test's own, to break."""
-    with embedded(tmp_path) as platform:
-        platform.load_inputs()
-        yield platform

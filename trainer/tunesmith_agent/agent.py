@@ -15,7 +15,7 @@ import psutil
 from tunesmith import __version__
 from tunesmith.api.nodes.v1 import events_pb2, nodes_pb2, nodes_pb2_grpc
 from tunesmith.errors import InvalidArgument
-from tunesmith_agent.attempt import Attempt, Tools
+from tunesmith_agent.attempt import Attempt, Tools, no_folder
 from tunesmith_agent.folder import Notes, RunFolder, find_runs
 from tunesmith_agent.gpus import Gpus
 from tunesmith_kit import subjects
@@ -141,7 +141,13 @@ class Agent:
         if older is not None:
             older.kill()  # two writers of one job on one node: the newer epoch wins at once
         notes = Notes(command.job, command.epoch, self._facts.node_id, command.traceparent)
-        folder.make(notes)
+        try:
+            folder.make(notes)
+        except OSError as error:
+            report = no_folder(error)
+            report.job, report.epoch = notes.job, notes.epoch
+            self._tasks.once("report", self._tools.reporter.send(report))
+            return
         attempt = Attempt(folder, notes, self._tools, command.assign)
         self._attempts[notes.job_id] = attempt
         self._drive(attempt)

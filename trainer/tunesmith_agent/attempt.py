@@ -5,6 +5,7 @@ All that matters lies in the run folder, so an agent that starts anew takes up e
 """
 
 import asyncio
+import errno
 import logging
 import time
 from collections.abc import Callable
@@ -84,6 +85,9 @@ class Attempt:
         uploader = asyncio.create_task(self._upload_checkpoints())
         try:
             await self.shipper.start()
+            newest = self.folder.newest_checkpoint() if self.notes.started else None
+            if newest is not None:
+                self._uploads.put_nowait(newest)  # an earlier agent may have died before it was stored
             if not self.notes.started and not await self._launch():
                 return
             await self._follow()
@@ -93,6 +97,13 @@ class Attempt:
             log.warning("fenced", extra={"job": self.notes.job, "epoch": self.notes.epoch, "why": str(error)})
             self.kill()
             await self.shipper.drained(_DRAIN_SECONDS)
+        except Exception as error:
+            # Whatever it is, the job must not wait for ever for an attempt that nobody drives.
+            log.exception(
+                "an attempt cannot be driven", extra={"job": self.notes.job, "epoch": self.notes.epoch}
+            )
+            self.kill()
+            await self._give_up(_infra("AGENT_ERROR", f"the node's agent failed: {error}"))
         finally:
             uploader.cancel()
             await self.shipper.stop()
@@ -113,14 +124,14 @@ class Attempt:
         # The span stands for what the agent does; the trainer's spans hang below it.
         with self._tools.telemetry.span("launch", parent=self.notes.traceparent, kind="consumer") as span:
             await self._report(state_pb2.ATTEMPT_STATE_LAUNCHING)
+            self.notes.traceparent = span.traceparent
             try:
                 inputs = await self._tools.inputs.gather(self._assign)
+                self.folder.write_run(self.notes, self._assign, inputs)
+                self.folder.command(STOP if self.notes.told_to_stop else RUN)
             except (TunesmithError, OSError) as error:
                 await self._report_end(_no_inputs(error))
                 return False
-            self.notes.traceparent = span.traceparent
-            self.folder.write_run(self.notes, self._assign, inputs)
-            self.folder.command(STOP if self.notes.told_to_stop else RUN)
             gpus = list(self._assign.gpus)
             self._process = (
                 None if gpus else await self._tools.standby.take(self.folder.path)
@@ -191,12 +202,12 @@ class Attempt:
     async def _upload(self, event: dict[str, Any]) -> None:
         path = self.folder.path / event["path"]
         while True:
+            if not (path / "manifest.json").exists():
+                log.info("a checkpoint was replaced before it was uploaded", extra={"path": event["path"]})
+                return
             try:
                 digest = await asyncio.to_thread(manifest.put_folder, self._tools.blobs, path)
                 break
-            except FileNotFoundError:
-                log.info("a checkpoint was replaced before it was uploaded", extra={"path": event["path"]})
-                return
             except (TunesmithError, OSError) as error:
                 log.warning(
                     "a checkpoint cannot be stored now", extra={"path": event["path"], "error": str(error)}
@@ -231,6 +242,12 @@ class Attempt:
         self.notes.closed = True
         self.folder.save(self.notes)
 
+    async def _give_up(self, report: nodes_pb2.ReportAttemptRequest) -> None:
+        try:
+            await self._report_end(report)
+        except Fenced:
+            log.info("the attempt had been replaced already", extra={"job": self.notes.job})
+
     async def _report(
         self, state: state_pb2.AttemptState.ValueType, status: dict[str, Any] | None = None
     ) -> None:
@@ -258,11 +275,23 @@ def _died_early(notes: Notes, assign: events_pb2.AssignAttempt | None) -> nodes_
 
 
 def _no_inputs(error: Exception) -> nodes_pb2.ReportAttemptRequest:
-    return _infra("INPUTS_UNAVAILABLE", f"model or data cannot be brought to the node: {error}")
+    return _infra(
+        _reason(error, "INPUTS_UNAVAILABLE"), f"model or data cannot be brought to the node: {error}"
+    )
+
+
+def no_folder(error: OSError) -> nodes_pb2.ReportAttemptRequest:
+    """Returns the end of an attempt whose run folder cannot be made."""
+    return _infra(_reason(error, "FOLDER_NOT_MADE"), f"the node cannot make the run folder: {error}")
+
+
+def _reason(error: Exception, otherwise: str) -> str:
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    return "DISK_FULL" if full or getattr(error, "reason", "") == "DISK_FULL" else otherwise
 
 
 def _no_output(error: Exception) -> nodes_pb2.ReportAttemptRequest:
-    return _infra("OUTPUT_NOT_STORED", f"the output cannot be stored: {error}")
+    return _infra(_reason(error, "OUTPUT_NOT_STORED"), f"the output cannot be stored: {error}")
 
 
 def _infra(reason: str, message: str) -> nodes_pb2.ReportAttemptRequest:
@@ -270,6 +299,6 @@ def _infra(reason: str, message: str) -> nodes_pb2.ReportAttemptRequest:
         failure_class=state_pb2.FAILURE_CLASS_INFRA,
         reason=reason,
         message=message,
-        remedy="check the node's disk and the blob store",
+        remedy="check the node's log, its free space and the blob store",
     )
     return nodes_pb2.ReportAttemptRequest(state=state_pb2.ATTEMPT_STATE_FAILED, failure=failure)

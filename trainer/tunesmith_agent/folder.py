@@ -1,6 +1,7 @@
 """The run folder as the agent sees it (docs/run-folder.md)."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,7 @@ from google.protobuf.json_format import MessageToDict
 
 from tunesmith.api.nodes.v1 import events_pb2
 
+log = logging.getLogger(__name__)
 RUN, CHECKPOINT, STOP = "run", "checkpoint", "stop"
 
 
@@ -61,14 +63,17 @@ class RunFolder:
         return self.path / "spool"
 
     def make(self, notes: Notes) -> None:
-        """Makes the folder with the agent's notes in it."""
+        """Makes the folder with the agent's notes in it; OSError when the disk refuses."""
         for name in ("spool", "logs", "checkpoints"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
-        self.save(notes)
+        self._replace("agent.json", json.dumps(asdict(notes)))
 
     def save(self, notes: Notes) -> None:
-        """Writes the agent's notes."""
-        self._replace("agent.json", json.dumps(asdict(notes)))
+        """Writes the agent's notes. A full disk costs only what a restarted agent must find out anew."""
+        try:
+            self._replace("agent.json", json.dumps(asdict(notes)))
+        except OSError as error:
+            log.warning("notes cannot be written", extra={"folder": str(self.path), "error": str(error)})
 
     def notes(self) -> Notes | None:
         """Returns the agent's notes, or None when they were never written whole."""
@@ -82,6 +87,19 @@ class RunFolder:
     def status(self) -> dict[str, Any] | None:
         """Returns what the trainer last said of itself."""
         return self._json("status.json")
+
+    def newest_checkpoint(self) -> dict[str, Any] | None:
+        """Returns the newest complete checkpoint in the form of its event, or None."""
+        found = sorted(self.path.glob("checkpoints/step-*/manifest.json"))
+        if not found:
+            return None
+        folder = found[-1].parent
+        return {
+            "path": f"checkpoints/{folder.name}",
+            "step": int(folder.name.removeprefix("step-")),
+            "size_bytes": sum(file.stat().st_size for file in folder.iterdir()),
+            "time": found[-1].stat().st_mtime,
+        }
 
     def write_run(
         self, notes: Notes, assign: events_pb2.AssignAttempt, inputs: Mapping[str, dict[str, object] | None]

@@ -74,7 +74,12 @@ def classify(error: BaseException) -> Failure:
         return Failure(FailureClass.OOM, "OUT_OF_MEMORY", message, _OOM_REMEDY)
     code = _error_number(error)
     if code in _FULL:
-        return Failure(FailureClass.INFRA, "DISK_FULL", message, "free space on the node's disk, then submit the job again")
+        return Failure(
+            FailureClass.INFRA,
+            "DISK_FULL",
+            message,
+            "free space on the node's disk, then submit the job again",
+        )
     if code == errno.EIO:
         return Failure(FailureClass.INFRA, "DISK_ERROR", message, "check the node's disk")
     return Failure(FailureClass.USER_ERROR, "EXCEPTION", message, "see the attempt's log for the traceback")

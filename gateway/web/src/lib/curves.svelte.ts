@@ -3,7 +3,7 @@
 import { SvelteMap } from "svelte/reactivity";
 import type { QuerySeriesResponse, Series, WatchSeriesResponse } from "../contract";
 import { get } from "./api";
-import { watch } from "./events";
+import { SETTLE_MS, sleep, watch } from "./events";
 import { number } from "./words";
 
 // More points than pixels show nothing more; the band of extremes keeps every spike visible.
@@ -49,6 +49,13 @@ export class Curves {
       if (!signal.aborted) revision = await this.load(signal);
     }
     this.live = false;
+    if (!signal.aborted) await this.settle(signal);
+  }
+
+  /** Loads once more: the last points are stored a moment after the job has ended. */
+  private async settle(signal: AbortSignal): Promise<void> {
+    await sleep(SETTLE_MS, signal);
+    if (!signal.aborted) await this.load(signal);
   }
 
   /** Shows a range of steps in its own resolution; null: everything. */

@@ -5,6 +5,8 @@ import { address, headers, open, Problem, problemOf, type Query } from "./api";
 
 const FIRST_PAUSE_MS = 300;
 const LONGEST_PAUSE_MS = 8000;
+/** How long after its end everything of a job has surely been stored. */
+export const SETTLE_MS = 2000;
 // The server sends a heartbeat every 15 s at the latest; a connection silent for longer is dead.
 const SILENCE_MS = 45_000;
 
@@ -134,7 +136,8 @@ function visible(signal: AbortSignal): Promise<void> {
   });
 }
 
-function sleep(milliseconds: number, signal: AbortSignal): Promise<void> {
+/** Waits, or ends at once when aborted. */
+export function sleep(milliseconds: number, signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {
     const timer = setTimeout(resolve, milliseconds);
     signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
