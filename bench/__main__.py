@@ -1,6 +1,7 @@
 """`make bench`: every figure, each part in a process of its own; the last line is one JSON object of all."""
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).parent.parent
+# The parts' own last lines, and what a trainer writes into its log.
+_NOISE = re.compile(r"\{|[A-Z_]+ step \d+/")
 FIGURES = (
     "import_ms",
     "cli_help_ms",
@@ -46,7 +49,7 @@ def run(module: str, *arguments: str) -> dict[str, Any]:
             assert child.stdout is not None
             for line in child.stdout:
                 output.write(line)
-                if not line.startswith("{"):
+                if not _NOISE.match(line):
                     sys.stdout.write(line)
                     sys.stdout.flush()
         if child.returncode:

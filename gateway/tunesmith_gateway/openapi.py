@@ -64,12 +64,12 @@ _PROBLEM = {
 
 
 def _path(http_path: str) -> str:
-    return "/" + transcode._VARIABLE.sub(lambda m: "{" + m.group(1) + "}", http_path)
+    return "/" + transcode.VARIABLE.sub(lambda m: "{" + m.group(1) + "}", http_path)
 
 
 def _operation(route: transcode.Route, schemas: dict[str, Any]) -> dict[str, Any]:
     rpc = route.rpc
-    captured = [match.group(1) for match in transcode._VARIABLE.finditer(rpc.http_path)]
+    captured = [match.group(1) for match in transcode.VARIABLE.finditer(rpc.http_path)]
     fields = rpc.descriptor.input_type.fields
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in captured

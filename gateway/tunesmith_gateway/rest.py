@@ -5,6 +5,7 @@ place only.
 """
 
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from tunesmith.status import from_rpc_error
 from tunesmith_gateway import transcode
 from tunesmith_kit import access, rpc
 from tunesmith_kit.rpc import known_error
-from tunesmith_kit.telemetry import Telemetry, current_traceparent
+from tunesmith_kit.telemetry import METRICS, Telemetry, current_traceparent
 
 log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 8 * 1024 * 1024
@@ -59,6 +60,21 @@ class Rest:
     async def answer(self, request: Request) -> Response:
         """Answers one request; every error becomes problem details."""
         path = request.path_params["path"]
+        began = time.perf_counter()
+        answer = await self._safe(request, path)
+        METRICS.http_duration.labels(
+            route=self._route(request.method, path), code=answer.status_code
+        ).observe(time.perf_counter() - began)
+        return answer
+
+    def _route(self, method: str, path: str) -> str:
+        """Returns the form of a path, so that figures have few labels."""
+        try:
+            return transcode.match(self._routes, method, path)[0].http_path
+        except TunesmithError:
+            return "blobs" if path == "blobs" else "unknown"
+
+    async def _safe(self, request: Request, path: str) -> Response:
         try:
             with self._telemetry.span(
                 f"{request.method} /api/v1", parent=request.headers.get(rpc.TRACE_KEY), kind="server",

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from tunesmith.errors import InvalidArgument, NotFound
 from tunesmith_kit import access
 
-_VARIABLE = re.compile(r"\{(\w+)(?:=([^}]*))?\}")
+VARIABLE = re.compile(r"\{(\w+)(?:=([^}]*))?\}")
 _DEEPEST = 64
 
 
@@ -38,7 +38,7 @@ def routes(services: Iterable[str]) -> list[Route]:
 
 def _compile(path: str) -> re.Pattern[str]:
     pattern, at = "", 0
-    for match in _VARIABLE.finditer(path):
+    for match in VARIABLE.finditer(path):
         form = match.group(2) or "*"
         inner = "/".join("[^/:]+" if part == "*" else re.escape(part) for part in form.split("/"))
         pattern += re.escape(path[at : match.start()]) + f"(?P<{match.group(1)}>{inner})"

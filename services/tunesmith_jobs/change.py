@@ -1,6 +1,6 @@
 """A change of a job or node within a transaction: its new form, revision and events leave together."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 from google.protobuf.message import Message
 from sqlalchemy.orm import Session
@@ -13,6 +13,7 @@ from tunesmith_jobs.tables import OUTBOX, REVISION, AttemptRow, JobRow, NodeRow
 from tunesmith_kit import outbox, subjects
 from tunesmith_kit.db import next_revision
 from tunesmith_kit.ids import new_ulid
+from tunesmith_kit.telemetry import METRICS
 
 
 class JobChange:
@@ -32,16 +33,27 @@ class JobChange:
         self.job.state, self.job.state_reason = new, outcome.reason
         self.job.active = new not in machine.TERMINAL and new != machine.PAUSED
         self.job.terminal = new in machine.TERMINAL
-        if self.job.terminal:
-            self.job.end_time.FromDatetime(self.now)
         if new == machine.FAILED and failure is not None:
             self.job.failure.CopyFrom(failure)
+        if self.job.terminal:
+            self.job.end_time.FromDatetime(self.now)
+            self._count_end(new)
         changed = events_pb2.JobStateChanged(
             from_state=old, to_state=new, reason=outcome.reason, model_version=version
         )
         if failure is not None:
             changed.failure.CopyFrom(failure)
         self.say("state_changed", changed)
+
+    def _count_end(self, state: state_pb2.JobState.ValueType) -> None:
+        name = state_pb2.JobState.Name(state).removeprefix("JOB_STATE_").lower()
+        accepted = self.job.create_time.ToDatetime(UTC)
+        METRICS.task_duration.labels(state=name).observe((self.now - accepted).total_seconds())
+        if state == machine.SUCCEEDED:
+            METRICS.task_success.inc()
+        elif state == machine.FAILED:
+            kind = state_pb2.FailureClass.Name(self.job.failure.failure_class)
+            METRICS.task_failure.labels(failure_class=kind.removeprefix("FAILURE_CLASS_").lower()).inc()
 
     def say(self, kind: str, event: Message, epoch: int | None = None) -> None:
         """Adds an event; `kind` names the field of the envelope's oneof and ends the subject."""
@@ -130,6 +142,8 @@ def save_attempt(
         attempt.start_time.FromDatetime(change.now)
     row.ended = new in machine.ATTEMPT_ENDS
     if row.ended:
+        ended = state_pb2.AttemptState.Name(new).removeprefix("ATTEMPT_STATE_").lower()
+        METRICS.attempts.labels(state=ended).inc()
         attempt.end_time.FromDatetime(change.now)
     row.state, row.body = new, attempt.SerializeToString()
     change.session.add(row)

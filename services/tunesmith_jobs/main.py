@@ -7,6 +7,7 @@ from tunesmith.api.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from tunesmith.api.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from tunesmith.api.registry.v1 import events_pb2
 from tunesmith_jobs.events import HEARD, RegistryAnswers
+from tunesmith_jobs.figures import Figures
 from tunesmith_jobs.fleet import FleetStore
 from tunesmith_jobs.leases import LeaseMonitor
 from tunesmith_jobs.scheduler import Scheduler
@@ -46,6 +47,7 @@ async def build(settings: JobsSettings, telemetry: Telemetry) -> Running:
     answers, watcher = RegistryAnswers(db, clock), LeaseWatcher(bus)
     await watcher.start()
     tasks.spawn("outbox", OutboxRelay(db, bus, OUTBOX, "jobs").run)
+    tasks.spawn("figures", Figures(db).run)
     tasks.spawn("scheduler", Scheduler(db, clock).run)
     tasks.spawn("leases", LeaseMonitor(fleet, watcher, clock).run)
 

@@ -1,6 +1,7 @@
 """The platforms: one embedded and one distributed for all tests of a session."""
 
 from collections.abc import Iterator
+
 import pytest
 
 from tests.support import postgres

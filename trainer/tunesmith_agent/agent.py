@@ -190,6 +190,12 @@ class Agent:
             spool_backlog_bytes=backlog,
         )
         beat.time.GetCurrentTime()
+        METRICS.cpu_percent.set(beat.cpu_percent)
+        METRICS.memory_used.set(beat.memory_used_bytes)
+        METRICS.disk_free.set(beat.disk_free_bytes)
+        for gpu in beat.gpus:
+            METRICS.gpu_utilization.labels(gpu=gpu.index).set(gpu.utilization_percent)
+            METRICS.gpu_memory_used.labels(gpu=gpu.index).set(gpu.memory_used_bytes)
         return beat
 
 

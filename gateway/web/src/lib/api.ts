@@ -39,8 +39,8 @@ export function address(path: string, query: Query = {}): string {
   return `/api/v1/${path}${text ? `?${text}` : ""}`;
 }
 
-export function headers(): Record<string, string> {
-  return { authorization: `Bearer ${session.token}` };
+export function headers(token = session.token): Record<string, string> {
+  return { authorization: `Bearer ${token}` };
 }
 
 /** Returns what an error body says; also of a body that is no problem details. */
@@ -64,8 +64,13 @@ export async function open(url: string, init: RequestInit): Promise<Response> {
   }
   if (response.ok) return response;
   const problem = problemOf(response.status, await response.json().catch(() => null));
-  if (response.status === 401 && token === session.token) session.signOut(problem.message);
+  if (response.status === 401 && token && token === session.token) session.signOut(problem.message);
   throw problem;
+}
+
+/** Asks the server whether it knows a token; throws a Problem if not. */
+export async function check(token: string): Promise<void> {
+  await open(address("server"), { headers: headers(token) });
 }
 
 export async function get<T>(path: string, query: Query = {}, signal?: AbortSignal): Promise<T> {
