@@ -44,7 +44,7 @@ class GatewaySettings(ServiceSettings):
 
 
 async def build(settings: GatewaySettings, telemetry: Telemetry) -> Running:
-    """Starts the gateway: tokens, channels, gRPC, HTTP. What had started is stopped when a later part fails."""
+    """Starts the gateway; what had started is stopped when a later part fails."""
     url, clock = settings.database("gateway"), SystemClock()
     await asyncio.to_thread(migrate.upgrade, url, "gateway", METADATA)
     async with AsyncExitStack() as stack:

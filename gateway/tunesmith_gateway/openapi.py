@@ -1,6 +1,7 @@
 """OpenAPI 3.1 from the contract: paths from the REST options, schemas and prose from its comments."""
 
 import json
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -64,7 +65,19 @@ _PROBLEM = {
 
 
 def _path(http_path: str) -> str:
-    return "/" + transcode.VARIABLE.sub(lambda m: "{" + m.group(1) + "}", http_path)
+    """Returns a path with one parameter a part: `projects/{project}/jobs/{job}:cancel`."""
+
+    def expand(match: re.Match[str]) -> str:
+        if match.group(2) is None:
+            return "{" + match.group(1) + "}"
+        parts = match.group(2).split("/")
+        named = [
+            "{" + parts[i - 1].removesuffix("s") + "}" if part == "*" else part
+            for i, part in enumerate(parts)
+        ]
+        return "/".join(named)
+
+    return "/" + transcode.VARIABLE.sub(expand, http_path)
 
 
 def _operation(route: transcode.Route, schemas: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +85,8 @@ def _operation(route: transcode.Route, schemas: dict[str, Any]) -> dict[str, Any
     captured = [match.group(1) for match in transcode.VARIABLE.finditer(rpc.http_path)]
     fields = rpc.descriptor.input_type.fields
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in captured
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"\{(\w+)\}", _path(rpc.http_path))
     ]
     if not rpc.http_body:
         parameters += [

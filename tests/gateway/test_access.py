@@ -1,6 +1,7 @@
 """Nothing is open by default: every route and rpc of the contract, each role, foreign hosts and origins."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import httpx
@@ -90,7 +91,7 @@ def test_a_developer_submits_but_cannot_pose_as_a_node(platform: Platform) -> No
         )
         assert answer.status_code == 200
     channel = grpc.insecure_channel(platform.address)
-    call = channel.unary_unary("/tunesmith.api.nodes.v1.NodeService/RegisterNode")
+    call: Any = channel.unary_unary("/tunesmith.api.nodes.v1.NodeService/RegisterNode")
     with pytest.raises(grpc.RpcError) as caught:
         call(b"", metadata=(("authorization", f"Bearer {DEVELOPER}"),), timeout=5)
     assert from_rpc_error(caught.value).reason == "PERMISSION_MISSING"

@@ -70,6 +70,6 @@ def test_no_node_is_ever_given_more_than_it_has(
         for chosen, gpus in zip(placement.nodes, placement.gpus, strict=True):
             assert len(gpus) == placement.job.resources.gpus_per_node
             given.setdefault(chosen.node_id, []).extend(gpus)
-    for name, gpus in given.items():
-        assert len(gpus) == len(set(gpus)), "a GPU was given twice"
+    for name, taken in given.items():
+        assert len(taken) == len(set(taken)), "a GPU was given twice"
         assert sum(n.node_id == name for p in placed for n in p.nodes) <= free[name].slots

@@ -183,7 +183,7 @@ class LiveScreen:
         head.append(f"   {job.spec.base_model} on {job.spec.dataset}", style="dim")
         parts: list[RenderableType] = [head]
         if job.progress.total_steps:
-            parts += [_bar(job), Text(_figures(job))]
+            parts += [_bar(job), Text(_figures(job), no_wrap=True, overflow="ellipsis")]
             parts.append(Text(text.sparkline(self._curve, max(self._out.width - 2, 10)), style="blue"))
         if waiting := _waiting(job):
             parts.append(Text(waiting, style="yellow"))
@@ -198,7 +198,8 @@ def _bar(job: jobs_pb2.Job) -> RenderableType:
     grid.add_column(ratio=1)
     grid.add_column(no_wrap=True)
     bar = ProgressBar(total=done.total_steps, completed=done.step)
-    grid.add_row(bar, f"{text.percent(job)}  step {done.step:,}/{done.total_steps:,}")
+    left = _left(job)
+    grid.add_row(bar, f"{text.percent(job)}  step {done.step:,}/{done.total_steps:,}{left and f'   {left}'}")
     return grid
 
 
@@ -211,20 +212,26 @@ def _figures(job: jobs_pb2.Job) -> str:
         f"held out {text.loss(done.eval_loss)}" if done.HasField("eval_loss") else "",
         f"{done.tokens_per_second:,.0f} tokens/s" if done.tokens_per_second else "",
         f"epoch {done.epoch:.2f}",
-        f"{text.duration(_left(job))} left" if done.HasField("eta") and not job.terminal else "",
     ]
     return "   ".join(part for part in parts if part)
 
 
-def _left(job: jobs_pb2.Job) -> float:
-    """Returns the seconds left, counted down between updates."""
+def _left(job: jobs_pb2.Job) -> str:
+    """Returns the time left, counted down between updates; nothing when it is not known or over."""
     done = job.progress
+    if not done.HasField("eta") or done.step >= done.total_steps:
+        return ""
     passed = time.time() - done.time.ToNanoseconds() / 1e9 if done.time.seconds else 0.0
-    return max(0.0, done.eta.ToNanoseconds() / 1e9 - max(0.0, passed))
+    return text.duration(done.eta.ToNanoseconds() / 1e9 - max(0.0, passed)) + " left"
 
 
 def _progress_line(job: jobs_pb2.Job) -> str:
-    return f"step {job.progress.step}/{job.progress.total_steps} ({text.percent(job)})   {_figures(job)}"
+    parts = [
+        f"step {job.progress.step}/{job.progress.total_steps} ({text.percent(job)})",
+        _figures(job),
+        _left(job),
+    ]
+    return "   ".join(part for part in parts if part)
 
 
 def _waiting(job: jobs_pb2.Job) -> str:
