@@ -59,12 +59,13 @@ layers: ## the import rules
 
 .PHONY: proto
 proto: ## generate the Python contract in client/tunesmith/api from proto/
-	rm -rf $(API)
-	$(PY) -m grpc_tools.protoc -I proto --python_out=client --grpc_python_out=client --mypy_out=quiet:client \
-	  --mypy_grpc_out=quiet:client $$(find proto -name '*.proto' | sort)
-	find $(API) -type d -exec touch {}/__init__.py \;
+	rm -rf build/proto && mkdir -p build/proto
+	PATH=$(CURDIR)/$(BIN):$$PATH $(PY) -m grpc_tools.protoc -I proto --python_out=build/proto --grpc_python_out=build/proto \
+	  --mypy_out=quiet:build/proto --mypy_grpc_out=quiet:build/proto $$(find proto -name '*.proto' | sort)
 	$(PY) -m grpc_tools.protoc -I proto --include_source_info --include_imports \
-	  --descriptor_set_out=$(API)/contract.binpb $$(find proto -name '*.proto' | sort)
+	  --descriptor_set_out=build/proto/tunesmith/api/contract.binpb $$(find proto -name '*.proto' | sort)
+	find build/proto/tunesmith/api -type d -exec touch {}/__init__.py \;
+	rm -rf $(API) && mv build/proto/tunesmith/api $(API)
 
 .PHONY: proto-check
 proto-check: proto ## the generated contract is the committed one, lints, and breaks nothing
