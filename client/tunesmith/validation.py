@@ -20,7 +20,7 @@ _WRAPPED = ("google.protobuf.Timestamp", "google.protobuf.Duration")
 
 
 def violations(message: Message, prefix: str = "") -> list[Violation]:
-    """Returns every broken limit of `message` and the messages in it, with paths like `spec.training.seed`."""
+    """Returns every broken limit of `message` and of those in it, with paths like `spec.training.seed`."""
     return list(_walk(message, prefix))
 
 

@@ -48,7 +48,7 @@ class Receiver:
         self._server.server_close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def receiver() -> Iterator[Receiver]:
     made = Receiver()
     yield made
