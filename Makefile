@@ -4,7 +4,7 @@ BIN := .venv/bin
 PY := $(BIN)/python
 API := client/tunesmith/api
 WEB := gateway/web
-CODE := client kit services trainer gateway tests bench examples
+CODE := client kit services trainer gateway tests bench examples deploy
 PACKAGES := client/tunesmith kit/tunesmith_kit services/tunesmith_jobs services/tunesmith_registry \
 	services/tunesmith_metrics trainer/tunesmith_agent trainer/tunesmith_trainer gateway/tunesmith_gateway
 
@@ -51,7 +51,7 @@ lint: ## ruff: style and format
 
 .PHONY: types
 types: ## mypy, strict
-	$(BIN)/mypy --strict $(PACKAGES) tests bench examples
+	$(BIN)/mypy --strict $(PACKAGES) tests bench examples deploy/hatch_build.py
 
 .PHONY: layers
 layers: ## the import rules

@@ -17,7 +17,7 @@ import asyncio
 import functools
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,16 +33,6 @@ class Async:
 
 
 Face = TypeVar("Face", covariant=True)
-
-
-class Core(Protocol):
-    """What a handle must know about its client: the loop its coroutines run on, None for the caller's."""
-
-    @property
-    def loop(self) -> LoopThread | None: ...
-
-
-C = TypeVar("C", bound=Core)
 
 
 class LoopThread:

@@ -15,9 +15,10 @@ import psutil
 from tunesmith import __version__
 from tunesmith.api.nodes.v1 import events_pb2, nodes_pb2, nodes_pb2_grpc
 from tunesmith.errors import InvalidArgument
-from tunesmith_agent.attempt import Attempt, Tools, no_folder
+from tunesmith_agent.attempt import Attempt, Tools, declined, no_folder
 from tunesmith_agent.folder import Notes, RunFolder, find_runs
 from tunesmith_agent.gpus import Gpus
+from tunesmith_agent.reporter import Fenced
 from tunesmith_kit import subjects
 from tunesmith_kit.bus import Bus
 from tunesmith_kit.consumer import Delivery
@@ -59,11 +60,16 @@ class Agent:
     async def start(self) -> None:
         """Takes up what an earlier agent left, enters the fleet, and begins to hear commands."""
         self._runs.mkdir(parents=True, exist_ok=True)
-        for folder, notes in find_runs(self._runs):
-            if not notes.closed:
-                self._attempts[notes.job_id] = Attempt(folder, notes, self._tools, None)
+        found = [
+            Attempt(folder, notes, self._tools, folder.assign())
+            for folder, notes in sorted(find_runs(self._runs), key=lambda run: run[1].epoch)
+            if not notes.closed
+        ]
+        self._attempts = {attempt.notes.job_id: attempt for attempt in found}
         await self._register()
-        for attempt in list(self._attempts.values()):
+        for attempt in found:
+            if attempt is not self._attempts[attempt.notes.job_id]:
+                attempt.kill()  # an earlier agent died while it replaced this one
             self._drive(attempt)
         self._tools.standby.warm()
         await self._bus.consume(
@@ -85,7 +91,7 @@ class Agent:
             labels=self._facts.labels,
             capacity=self._capacity(),
             agent_version=__version__,
-            attempts={a.notes.job: a.notes.epoch for a in self._attempts.values()},
+            attempts={a.notes.job: a.notes.epoch for a in self._attempts.values() if not a.notes.ended},
         )
         while True:
             try:
@@ -117,12 +123,9 @@ class Agent:
         job_id = command.job.rpartition("/")[2]
         known = self._attempts.get(job_id)
         if kind == "assign":
-            if (known is None or known.notes.epoch < command.epoch) and not self._folder(
-                command
-            ).path.exists():
-                self._assign(command)
+            self._consider(command, known)
             return
-        if known is None or known.notes.epoch != command.epoch or known.notes.closed:
+        if known is None or known.notes.epoch != command.epoch or known.notes.ended:
             return
         if kind == "kill":
             known.kill()
@@ -130,6 +133,25 @@ class Agent:
             known.stop()
         else:
             known.folder.command("checkpoint")
+
+    def _consider(self, command: events_pb2.NodeCommand, known: Attempt | None) -> None:
+        # A folder without notes was never made whole: an earlier agent died over it.
+        newer = known is None or known.notes.epoch < command.epoch
+        if newer and self._folder(command).notes() is None:
+            self._assign(command)
+        elif known is None or known.notes.epoch != command.epoch or known.notes.ended:
+            # Silence would leave the job STARTING for ever; if this is old news, the answer is refused.
+            self._tell(command, declined(command.epoch))
+
+    def _tell(self, command: events_pb2.NodeCommand, report: nodes_pb2.ReportAttemptRequest) -> None:
+        async def send() -> None:
+            report.job, report.epoch = command.job, command.epoch
+            try:
+                await self._tools.reporter.send(report)
+            except Fenced:
+                log.info("an old command was heard again", extra={"job": command.job, "epoch": command.epoch})
+
+        self._tasks.once("report", send())
 
     def _folder(self, command: events_pb2.NodeCommand) -> RunFolder:
         job_id = command.job.rpartition("/")[2]
@@ -142,11 +164,9 @@ class Agent:
             older.kill()  # two writers of one job on one node: the newer epoch wins at once
         notes = Notes(command.job, command.epoch, self._facts.node_id, command.traceparent)
         try:
-            folder.make(notes)
+            folder.make(notes, command.assign)
         except OSError as error:
-            report = no_folder(error)
-            report.job, report.epoch = notes.job, notes.epoch
-            self._tasks.once("report", self._tools.reporter.send(report))
+            self._tell(command, no_folder(error))
             return
         attempt = Attempt(folder, notes, self._tools, command.assign)
         self._attempts[notes.job_id] = attempt
@@ -155,8 +175,9 @@ class Agent:
     def _drive(self, attempt: Attempt) -> None:
         async def drive() -> None:
             await attempt.drive()
-            self._tidy()
             self._tools.standby.warm()
+            await attempt.settle()
+            self._tidy()
 
         self._tasks.once(f"attempt {attempt.notes.job_id}-{attempt.notes.epoch}", drive())
 
@@ -175,7 +196,7 @@ class Agent:
             beat = self._measure()
             await self._bus.publish_core(subjects.heartbeat(self._facts.node_id), beat.SerializeToString())
             for attempt in list(self._attempts.values()):
-                if not attempt.notes.closed:
+                if not attempt.notes.ended:
                     await attempt.shipper.send_node_series(int(time.time() - attempt.began), _series(beat))
 
     def _measure(self) -> events_pb2.NodeHeartbeat:

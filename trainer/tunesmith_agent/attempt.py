@@ -32,6 +32,8 @@ _TICK_SECONDS = 0.05
 _PROGRESS_SECONDS = 1.0
 _STOP_SECONDS = 60.0  # a graceful stop that takes longer falls back to the last checkpoint
 _DRAIN_SECONDS = 5.0
+_SILENT_SECONDS = 5.0  # without a report before we ask what is wanted: a hung trainer makes no progress
+_GONE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Attempt:
         self._stop_deadline = float("inf")
         self._reported = state_pb2.ATTEMPT_STATE_UNSPECIFIED
         self._progress_time = 0.0
+        self._sent_time = time.monotonic()
         self._uploads: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.began = time.time()
 
@@ -69,8 +72,9 @@ class Attempt:
         if not self.notes.told_to_stop:
             self.notes.told_to_stop = True
             self.folder.save(self.notes)
-            self.folder.command(STOP)
+        if self._stop_deadline == float("inf"):
             self._stop_deadline = time.monotonic() + _STOP_SECONDS
+            self.folder.command(STOP)
 
     def kill(self) -> None:
         """Ends the processes at once."""
@@ -85,6 +89,8 @@ class Attempt:
         uploader = asyncio.create_task(self._upload_checkpoints())
         try:
             await self.shipper.start()
+            if self.notes.ended:
+                return
             newest = self.folder.newest_checkpoint() if self.notes.started else None
             if newest is not None:
                 self._uploads.put_nowait(newest)  # an earlier agent may have died before it was stored
@@ -96,7 +102,6 @@ class Attempt:
         except Fenced as error:
             log.warning("fenced", extra={"job": self.notes.job, "epoch": self.notes.epoch, "why": str(error)})
             self.kill()
-            await self.shipper.drained(_DRAIN_SECONDS)
         except Exception as error:
             # Whatever it is, the job must not wait for ever for an attempt that nobody drives.
             log.exception(
@@ -106,9 +111,26 @@ class Attempt:
             await self._give_up(_infra("AGENT_ERROR", f"the node's agent failed: {error}"))
         finally:
             uploader.cancel()
+        self.notes.ended = True
+        self.folder.save(self.notes)
+        await self._gone()
+
+    async def settle(self) -> None:
+        """Ships what is left until all of it is stored, however long the bus or the store is away."""
+        try:
+            while not await self.shipper.drained(_DRAIN_SECONDS):
+                log.info("what is not stored yet waits", extra={"job": self.notes.job})
+        finally:
             await self.shipper.stop()
         self.notes.closed = True
         self.folder.save(self.notes)
+
+    async def _gone(self) -> None:
+        """Waits until the killed processes are gone (and no zombies), but not for one the kernel holds."""
+        for _ in range(round(_GONE_SECONDS / _TICK_SECONDS)):
+            if self._process is None or not self._process.alive():
+                return
+            await asyncio.sleep(_TICK_SECONDS)
 
     def _adopt(self) -> TrainerProcess | None:
         if self.notes.pid and start_ticks(self.notes.pid) == self.notes.start_ticks:
@@ -126,24 +148,45 @@ class Attempt:
             await self._report(state_pb2.ATTEMPT_STATE_LAUNCHING)
             self.notes.traceparent = span.traceparent
             try:
-                inputs = await self._tools.inputs.gather(self._assign)
+                inputs = await self._gather(self._assign)
+                if inputs is None:
+                    await self._report_end(_died_early(self.notes, self._assign))
+                    return False
                 self.folder.write_run(self.notes, self._assign, inputs)
                 self.folder.command(STOP if self.notes.told_to_stop else RUN)
             except (TunesmithError, OSError) as error:
                 await self._report_end(_no_inputs(error))
                 return False
             gpus = list(self._assign.gpus)
-            self._process = (
-                None if gpus else await self._tools.standby.take(self.folder.path)
-            ) or process.launch(self.folder.path, gpus)
-            self.notes.pid, self.notes.start_ticks = self._process.pid, self._process.ticks
-            self.notes.started = True
-            self.folder.save(self.notes)
+            waiting = None if gpus else await self._tools.standby.take()
+            if waiting is None or not self._begin(waiting):
+                self._begin(process.launch(self.folder.path, gpus))
             await self._report(state_pb2.ATTEMPT_STATE_READY)
         return True
 
+    async def _gather(self, assign: events_pb2.AssignAttempt) -> dict[str, dict[str, object] | None] | None:
+        """Brings the inputs; None when the end is wanted meanwhile, for a large model may take an hour."""
+        fetching = asyncio.create_task(self._tools.inputs.gather(assign))
+        while not fetching.done():
+            if self.notes.told_to_kill or self.notes.told_to_stop:
+                # It goes on by itself: what it brings is of use to the next attempt.
+                fetching.add_done_callback(lambda done: done.cancelled() or done.exception())
+                return None
+            await asyncio.wait({fetching}, timeout=_TICK_SECONDS)
+            await self._ask()
+        return fetching.result()
+
+    def _begin(self, trainer: TrainerProcess) -> bool:
+        self._process = trainer
+        self.notes.pid, self.notes.start_ticks = trainer.pid, trainer.ticks
+        self.notes.started = True
+        self.folder.save(self.notes)
+        return trainer.begin(self.folder.path)
+
     async def _follow(self) -> None:
         """Ships and reports until the process is gone and everything it wrote was read."""
+        if self.notes.told_to_stop:
+            self.stop()  # an earlier agent may have died before the trainer was told
         while self._process is not None and self._process.alive():
             if self.notes.told_to_kill or time.monotonic() > self._stop_deadline:
                 self._process.kill()
@@ -153,8 +196,12 @@ class Attempt:
 
     async def _tick(self) -> None:
         await self.shipper.tick()
-        for event in self._tail.read():
+        events = self._tail.read()
+        for event in events:
             self._hear(event)
+        if events:
+            self.folder.save(self.notes)
+        await self._ask()
         status = self.folder.status()
         if status is None or status.get("phase", "INIT") == "INIT":
             return
@@ -164,6 +211,11 @@ class Attempt:
             self._progress_time = time.time()
             report = nodes_pb2.ReportAttemptRequest(progress=progress_of(status), samples=self._samples())
             await self._send(report, patient=False)
+
+    async def _ask(self) -> None:
+        """Asks what is wanted when nothing was reported for a while: the command may have been lost."""
+        if time.monotonic() - self._sent_time > _SILENT_SECONDS:
+            await self._send(nodes_pb2.ReportAttemptRequest(), patient=False)
 
     def _hear(self, event: dict[str, Any]) -> None:
         kind = event.get("type")
@@ -180,7 +232,6 @@ class Attempt:
             )
         elif kind == "sample":
             self.notes.samples.setdefault(event["prompt"], {})[event["when"]] = event["text"]
-        self.folder.save(self.notes)
 
     def _samples(self) -> list[state_pb2.Sample]:
         return [
@@ -212,6 +263,8 @@ class Attempt:
                 log.warning(
                     "a checkpoint cannot be stored now", extra={"path": event["path"], "error": str(error)}
                 )
+                if self.notes.told_to_kill:
+                    return  # who wants the end at once does not wait for the store
                 await asyncio.sleep(2)
         checkpoint = state_pb2.CheckpointRef(
             step=event["step"], epoch=self.notes.epoch, digest=digest, size_bytes=event["size_bytes"]
@@ -239,7 +292,7 @@ class Attempt:
 
     async def _report_end(self, report: nodes_pb2.ReportAttemptRequest) -> None:
         await self._send(report)
-        self.notes.closed = True
+        self.notes.ended = True
         self.folder.save(self.notes)
 
     async def _give_up(self, report: nodes_pb2.ReportAttemptRequest) -> None:
@@ -259,6 +312,7 @@ class Attempt:
 
     async def _send(self, report: nodes_pb2.ReportAttemptRequest, *, patient: bool = True) -> None:
         report.job, report.epoch = self.notes.job, self.notes.epoch
+        self._sent_time = time.monotonic()
         desired = await self._tools.reporter.send(report, patient=patient)
         # A command may have been lost with the bus: what is wanted comes with every answer too.
         if desired == state_pb2.DESIRED_KILL:
@@ -302,3 +356,14 @@ def _infra(reason: str, message: str) -> nodes_pb2.ReportAttemptRequest:
         remedy="check the node's log, its free space and the blob store",
     )
     return nodes_pb2.ReportAttemptRequest(state=state_pb2.ATTEMPT_STATE_FAILED, failure=failure)
+
+
+def declined(epoch: int) -> nodes_pb2.ReportAttemptRequest:
+    """Returns the end of an attempt whose epoch this node has used up: the database forgot it (a restored
+    backup). The job goes on under the next epoch."""
+    failure = state_pb2.Failure(
+        failure_class=state_pb2.FAILURE_CLASS_INFRA,
+        reason="EPOCH_USED",
+        message=f"the node has had attempt {epoch} of this job or a later one already",
+    )
+    return nodes_pb2.ReportAttemptRequest(state=state_pb2.ATTEMPT_STATE_KILLED, failure=failure)

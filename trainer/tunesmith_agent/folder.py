@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import MessageToDict, MessageToJson, ParseDict
 
 from tunesmith.api.nodes.v1 import events_pb2
 
@@ -32,7 +32,8 @@ class Notes:
     events_segment: int = 1
     events_offset: int = 0
     reported_digest: str = ""
-    closed: bool = False
+    ended: bool = False  # its end was reported and taken, or it was replaced
+    closed: bool = False  # and all it wrote is stored
     samples: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
@@ -62,10 +63,11 @@ class RunFolder:
         """Where metric records and events lie."""
         return self.path / "spool"
 
-    def make(self, notes: Notes) -> None:
-        """Makes the folder with the agent's notes in it; OSError when the disk refuses."""
+    def make(self, notes: Notes, assign: events_pb2.AssignAttempt) -> None:
+        """Makes the folder with what is to be done and the agent's notes; OSError when the disk refuses."""
         for name in ("spool", "logs", "checkpoints"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
+        self._replace("assign.json", MessageToJson(assign, preserving_proto_field_name=True))
         self._replace("agent.json", json.dumps(asdict(notes)))
 
     def save(self, notes: Notes) -> None:
@@ -79,6 +81,11 @@ class RunFolder:
         """Returns the agent's notes, or None when they were never written whole."""
         found = self._json("agent.json")
         return Notes(**found) if found is not None else None
+
+    def assign(self) -> events_pb2.AssignAttempt | None:
+        """Returns what the node was told to do, or None when it cannot be read."""
+        found = self._json("assign.json")
+        return ParseDict(found, events_pb2.AssignAttempt()) if found is not None else None
 
     def command(self, word: str) -> None:
         """Tells the trainer what is wanted now."""

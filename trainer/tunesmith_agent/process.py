@@ -44,6 +44,21 @@ class TrainerProcess:
         except ProcessLookupError:
             return
 
+    def begin(self, folder: Path) -> bool:
+        """Hands the run folder over; False when the process is gone. If the agent dies before this, the
+        trainer reads the end of its input and ends too: so none ever runs that no notes name."""
+        assert self._child is not None
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(f"{folder}\n".encode())
+            self._child.stdin.close()
+        except BrokenPipeError:
+            return False
+        finally:
+            if self._child.stdout is not None:
+                self._child.stdout.close()
+        return True
+
     @property
     def exit_code(self) -> int | None:
         """How it ended, if it was our child; for people only."""
@@ -59,12 +74,12 @@ def _environment(gpus: Sequence[int]) -> dict[str, str]:
 
 
 def launch(folder: Path, gpus: Sequence[int]) -> TrainerProcess:
-    """Starts a trainer on a run folder."""
+    """Starts a trainer for a run folder; it waits for `begin`."""
     with (folder / "logs" / "rank-0.log").open("ab") as output:
         child = subprocess.Popen(
-            [*_MODULE, str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
+            [*_MODULE, "--standby"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             stderr=output,
             env=_environment(gpus),
             cwd=folder,
@@ -114,24 +129,14 @@ class Standby:
                 )
         return self._ready
 
-    async def take(self, folder: Path) -> TrainerProcess | None:
-        """Hands the run folder to the waiting trainer; None when there is none."""
+    async def take(self) -> TrainerProcess | None:
+        """Gives the waiting trainer away; None when there is none."""
         if not await self.wait_ready():
             return None
         child, self._child = self._child, None
         assert child is not None
-        assert child.stdin is not None
         ticks = start_ticks(child.pid)
-        if ticks is None:
-            return None
-        try:
-            child.stdin.write(f"{folder}\n".encode())
-            child.stdin.close()
-        except BrokenPipeError:
-            return None
-        if child.stdout is not None:
-            child.stdout.close()
-        return TrainerProcess(child.pid, ticks, child)
+        return TrainerProcess(child.pid, ticks, child) if ticks is not None else None
 
     def stop(self) -> None:
         """Ends the waiting trainer."""

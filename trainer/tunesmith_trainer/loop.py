@@ -249,8 +249,9 @@ class Loop:
         """What status.json says of the run."""
         progress, total = self.progress, self.session.course.total_steps
         pace = self._seconds_per_step
-        line = f"{self.phase} step {progress.step}/{total} loss {progress.loss}"
-        sys.stdout.write(f"{line} grad_norm {progress.grad_norm} tokens/s {self._tokens_per_second}\n")
+        figures = (progress.loss or 0.0, progress.grad_norm or 0.0, self._tokens_per_second or 0.0)
+        line = "loss {:.5g} grad_norm {:.4g} tokens/s {:.0f}".format(*figures)
+        sys.stdout.write(f"{self.phase} step {progress.step}/{total} {line}\n")
         return {
             "phase": self.phase,
             "step": progress.step,

@@ -57,6 +57,7 @@ def _announce(platform: Any) -> None:
     chosen = profile.Profile(platform.grpc_address, platform.admin_token, profile.DEFAULT_PROJECT, http)
     path = profile.save(chosen)
     click.echo(f"Tunesmith is up.  Page: {http}  gRPC: {platform.grpc_address}  Profile: {path}")
+    click.echo(f"Events: {platform.nats_url}  (token: nats_token in secrets.json of the data folder)")
     click.echo(f"Sign in on the page with: {http}/#token={platform.admin_token}")
 
 
