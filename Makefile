@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PY := $(BIN)/python
 API := client/tunesmith/api
+STUBS := .venv/stubs
 WEB := gateway/web
 CODE := client kit services trainer gateway tests bench examples deploy
 PACKAGES := client/tunesmith kit/tunesmith_kit services/tunesmith_jobs services/tunesmith_registry \
@@ -59,13 +60,13 @@ layers: ## the import rules
 
 .PHONY: proto
 proto: ## generate the Python contract in client/tunesmith/api from proto/
-	rm -rf build/proto && mkdir -p build/proto
-	PATH=$(CURDIR)/$(BIN):$$PATH $(PY) -m grpc_tools.protoc -I proto --python_out=build/proto --grpc_python_out=build/proto \
-	  --mypy_out=quiet:build/proto --mypy_grpc_out=quiet:build/proto $$(find proto -name '*.proto' | sort)
+	rm -rf $(STUBS) && mkdir -p $(STUBS)
+	PATH=$(CURDIR)/$(BIN):$$PATH $(PY) -m grpc_tools.protoc -I proto --python_out=$(STUBS) --grpc_python_out=$(STUBS) \
+	  --mypy_out=quiet:$(STUBS) --mypy_grpc_out=quiet:$(STUBS) $$(find proto -name '*.proto' | sort)
 	$(PY) -m grpc_tools.protoc -I proto --include_source_info --include_imports \
-	  --descriptor_set_out=build/proto/tunesmith/api/contract.binpb $$(find proto -name '*.proto' | sort)
-	find build/proto/tunesmith/api -type d -exec touch {}/__init__.py \;
-	rm -rf $(API) && mv build/proto/tunesmith/api $(API)
+	  --descriptor_set_out=$(STUBS)/tunesmith/api/contract.binpb $$(find proto -name '*.proto' | sort)
+	find $(STUBS)/tunesmith/api -type d -exec touch {}/__init__.py \;
+	rm -rf $(API) && mv $(STUBS)/tunesmith/api $(API)
 
 .PHONY: proto-check
 proto-check: proto ## the generated contract is the committed one, lints, and breaks nothing

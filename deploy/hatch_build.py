@@ -21,7 +21,7 @@ class PageHook(BuildHookInterface[Any]):
             return
         npm = shutil.which("npm")
         if npm is None:
-            self.app.display_warning("no npm: the page is left out of the wheel (install Node.js 20 or newer)")
+            self.app.display_warning("no npm: the page is left out of the wheel; install Node.js 20")
             return
         for command in (["ci", "--no-audit", "--no-fund"], ["run", "build"]):
             subprocess.run([npm, *command], cwd=root / "gateway/web", check=True)

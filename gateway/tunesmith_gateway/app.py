@@ -69,8 +69,8 @@ def build(
 async def page(request: Request) -> Response:
     """Serves the page's files; every other path is a view of the page, so it gets the page itself."""
     path: str = request.path_params["path"]
-    file = (STATIC / path).resolve()
-    if path and file.is_file() and file.is_relative_to(STATIC.resolve()):
+    file = _file(path)
+    if file is not None:
         kept = "public, max-age=31536000, immutable" if path.startswith("assets/") else "no-cache"
         return FileResponse(file, headers={"cache-control": kept})
     if path.startswith(("assets/", "api/")):
@@ -79,6 +79,15 @@ async def page(request: Request) -> Response:
     if not index.is_file():
         return HTMLResponse(_NO_PAGE)
     return FileResponse(index, headers={"cache-control": "no-cache"})
+
+
+def _file(path: str) -> Path | None:
+    """Returns the page's file at a path, or None; nothing outside its folder is ever found."""
+    try:
+        file = (STATIC / path).resolve()
+        return file if file.is_file() and file.is_relative_to(STATIC.resolve()) else None
+    except (OSError, ValueError):  # longer than a name may be, or with a null character
+        return None
 
 
 class Guard:

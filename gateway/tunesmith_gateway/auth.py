@@ -4,7 +4,7 @@ import hashlib
 import secrets
 from collections.abc import Mapping
 
-from sqlalchemy import insert, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 from sqlmodel import col
@@ -33,7 +33,7 @@ def digest(token: str) -> str:
 
 
 class Tokens:
-    """The tokens of the platform. They are read at each call; a few hundred rows at most."""
+    """The tokens of the platform. One that was found is remembered until a token changes in this process."""
 
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db, self._clock = db, clock
@@ -50,6 +50,11 @@ class Tokens:
             .on_conflict_do_update(index_elements=["name"], set_=changed)
         )
         await self._db.write(lambda session: session.execute(statement))
+        self._known.clear()
+
+    async def end(self, name: str) -> None:
+        """Makes the token of that name invalid, if there is one."""
+        await self._db.write(lambda s: s.execute(delete(TokenRow).where(col(TokenRow.name) == name)))
         self._known.clear()
 
     async def first_admin(self) -> str | None:

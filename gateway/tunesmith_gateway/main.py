@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tunesmith.api.gateway.v1 import fleet_pb2, fleet_pb2_grpc
 from tunesmith.api.metrics.v1 import metrics_pb2
 from tunesmith.api.registry.v1 import blobs_pb2, datasets_pb2, models_pb2
+from tunesmith.errors import InvalidArgument
 from tunesmith_gateway import app
 from tunesmith_gateway.auth import Tokens, authenticator
 from tunesmith_gateway.proxy import SERVED_BY, Backends, Forwarder
@@ -25,6 +26,7 @@ from tunesmith_kit.telemetry import Telemetry
 log = logging.getLogger(__name__)
 _FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name
 SERVICES = (*SERVED_BY, _FLEET)
+_TOKEN_ROLES = ("admin", "node", "viewer", "developer")
 CONTRACTS = (metrics_pb2, blobs_pb2, datasets_pb2, models_pb2)  # imported so that their rpcs are known
 
 
@@ -68,7 +70,8 @@ async def build(settings: GatewaySettings, telemetry: Telemetry) -> Running:
 
         own = rpc.connect(address.replace("0.0.0.0", "127.0.0.1"))
         stack.push_async_callback(own.close)
-        hosts = ["localhost", "127.0.0.1", "::1", settings.host, *settings.allowed_hosts.split(",")]
+        further = [name.strip() for name in settings.allowed_hosts.split(",") if name.strip()]
+        hosts = ["localhost", "127.0.0.1", "::1", settings.host, *further]
         web = HttpServer(
             app.build(Rest(own, SERVICES, telemetry), SERVICES, authenticate, hosts, backends.ready)
         )
@@ -86,10 +89,21 @@ def _addresses(settings: GatewaySettings) -> dict[str, str]:
 
 
 async def _ensure_tokens(settings: GatewaySettings, tokens: Tokens) -> None:
-    for role in ("admin", "node", "viewer", "developer"):
-        token: str = getattr(settings, f"{role}_token")
+    given: dict[str, str] = {role: getattr(settings, f"{role}_token") for role in _TOKEN_ROLES}
+    seen: dict[str, str] = {}
+    for role, token in given.items():
+        if token and seen.setdefault(token, role) != role:
+            raise InvalidArgument(
+                "SETTING_INVALID",
+                f"the roles {seen[token]} and {role} have the same token",
+                field=f"TUNESMITH_GATEWAY_{role.upper()}_TOKEN",
+                remedy="give each role a token of its own",
+            )
+    for role, token in given.items():
         if token:
             await tokens.ensure(role, role, token)
+        elif role != "admin":  # the admin's may have been made here
+            await tokens.end(role)
     made = await tokens.first_admin()
     if made:
         # The one time a secret is shown: there is no other way to hand the first one over.

@@ -165,7 +165,10 @@ class BlobStore(ABC):
 
     @abstractmethod
     def fetch(self, digest: str, to: Path) -> None:
-        """Puts content into the read-only file `to`. Raises `NotFound`, `FailedPrecondition` when damaged."""
+        """Puts content into the read-only file `to`; what is copied is checked, what is linked is not.
+
+        Raises `NotFound`, or `FailedPrecondition` when the copied content is damaged.
+        """
 
     @abstractmethod
     def scratch(self) -> Path:

@@ -220,7 +220,8 @@ class Consumer:
         if not self._buffer:
             self._arrived.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), _HEARTBEAT)
+                async with asyncio.timeout(_HEARTBEAT):
+                    await self._arrived.wait()
         if self._connection.connected and time.monotonic() - self._heard > 2 * _HEARTBEAT + 1:
             log.warning("consumer missed heartbeats", extra=self._names())
             self._broken = True

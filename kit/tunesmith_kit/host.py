@@ -66,7 +66,7 @@ async def start(name: str, overrides: Mapping[str, object]) -> Running:
     """Starts one service with settings from `overrides` and the environment."""
     spec = find_service(name)
     settings = load(spec.settings, name, overrides)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    _make_folder(settings.data_dir)
     telemetry = setup(
         name,
         otlp_endpoint=settings.otlp_endpoint,
@@ -74,19 +74,26 @@ async def start(name: str, overrides: Mapping[str, object]) -> Running:
         log_level=settings.log_level,
     )
     running = await spec.build(settings, telemetry)
-    if settings.http_port < 0:
-        return running
-    http = HttpServer(health_app(running.ready))
-    await http.start(settings.host, settings.http_port)
-    stop_service = running.stop
-
-    async def stop() -> None:
-        await stop_service()
-        await http.stop()
-        telemetry.shutdown()
-
-    running.stop = stop
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(asyncio.to_thread, telemetry.shutdown)  # last: stopping has spans too
+        if settings.http_port >= 0:
+            http = HttpServer(health_app(running.ready))
+            stack.push_async_callback(http.stop)
+        stack.push_async_callback(running.stop)
+        if settings.http_port >= 0:
+            await http.start(settings.host, settings.http_port)
+        running.stop = stack.pop_all().aclose
     return running
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise InvalidArgument(
+            "SETTING_INVALID", f"the data folder cannot be made: {error.strerror}", field="data_dir",
+            value=path, remedy="give a folder that you may write, with --data-dir or TUNESMITH_DATA_DIR",
+        ) from None  # fmt: skip
 
 
 def serve(name: str) -> int:
@@ -102,7 +109,7 @@ def serve(name: str) -> int:
 
 
 def run_to_end(run: Callable[[], Awaitable[None]]) -> int:
-    """Runs a coroutine on uvloop; an error of the error table becomes exit code 1 for the caller to print."""
+    """Runs a coroutine on uvloop and returns exit code 0; what it raises is for the caller to print."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())  # type: ignore[arg-type]
     return 0
@@ -119,8 +126,9 @@ async def stop_signal() -> None:
 
 @dataclass(frozen=True)
 class Platform:
-    """A running embedded platform."""
+    """A running embedded platform. `first_start`: its secrets were made just now."""
 
+    first_start: bool
     http_address: str
     grpc_address: str
     admin_token: str
@@ -129,10 +137,11 @@ class Platform:
     services: Mapping[str, Running]
 
 
-def _secrets(data_dir: Path) -> dict[str, str]:
-    """Returns the platform's own secrets, made at the first start, readable by the owner only."""
+def _secrets(data_dir: Path) -> tuple[dict[str, str], bool]:
+    """Returns the platform's own secrets, readable by the owner only, and whether they were made now."""
     path = data_dir / "secrets.json"
-    if not path.exists():
+    first_start = not path.exists()
+    if first_start:
         names = {"nats_token": "nats", "internal_token": "svc", "admin_token": "ts", "node_token": "tsn"}
         made = {name: f"{prefix}_{secrets.token_urlsafe(32)}" for name, prefix in names.items()}
         temporary = path.with_suffix(".tmp")
@@ -140,12 +149,12 @@ def _secrets(data_dir: Path) -> dict[str, str]:
         temporary.write_text(json.dumps(made))
         temporary.rename(path)
     stored: dict[str, str] = json.loads(path.read_text())
-    return stored
+    return stored, first_start
 
 
 @contextlib.contextmanager
 def _lock(data_dir: Path) -> Any:
-    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _make_folder(data_dir)
     with (data_dir / "lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -167,7 +176,7 @@ async def platform(
 ) -> AsyncIterator[Platform]:
     """The whole platform in this process: nats-server as a child, SQLite, every service, one agent."""
     with _lock(data_dir):
-        known = _secrets(data_dir)
+        known, first_start = _secrets(data_dir)
         nats = EmbeddedNats(data_dir / "nats", token=known["nats_token"])
         await nats.start()
         shared: dict[str, object] = {
@@ -189,6 +198,7 @@ async def platform(
                 running[name] = await start(name, own)
             gateway = running["gateway"]
             yield Platform(
+                first_start,
                 gateway.facts["http_address"],
                 gateway.address,
                 known["admin_token"],

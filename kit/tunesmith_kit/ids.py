@@ -1,12 +1,10 @@
 """Ids: lower-case ULIDs, which sort by the time they were made (github.com/ulid/spec)."""
 
 import os
-import re
 import threading
 import time
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-_ULID = re.compile(r"[0-7][0-9a-hjkmnp-tv-z]{25}")
 _lock = threading.Lock()
 _last = 0
 
@@ -19,11 +17,6 @@ def new_ulid() -> str:
         _last = fresh if fresh > _last else _last + 1
         value = _last
     return "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))
-
-
-def is_ulid(text: str) -> bool:
-    """Tells whether `text` has the form of an id."""
-    return _ULID.fullmatch(text) is not None
 
 
 def short_suffix() -> str:

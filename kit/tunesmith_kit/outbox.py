@@ -114,7 +114,8 @@ class OutboxRelay:
             while await self._send_batch():
                 pass
             try:
-                await asyncio.wait_for(self._wake.wait(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await self._wake.wait()
             except TimeoutError:
                 continue
 

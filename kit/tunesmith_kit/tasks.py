@@ -22,11 +22,14 @@ class Tasks:
         self._add(asyncio.create_task(self._log_failure(name, work), name=name))
 
     async def stop(self) -> None:
-        """Cancels everything and waits until it has ended."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Cancels everything and waits until it has ended.
+
+        Cancels again while something goes on: `asyncio.wait_for` of Python 3.11 can swallow a cancellation.
+        """
+        while tasks := set(self._tasks):
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=1)
 
     def _add(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)

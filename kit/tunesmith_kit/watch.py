@@ -49,6 +49,7 @@ async def follow(
         if items and revision > before:
             continue  # there may be a further page
         try:
-            await asyncio.wait_for(armed.wait(), _POLL_SECONDS)
+            async with asyncio.timeout(_POLL_SECONDS):
+                await armed.wait()
         except TimeoutError:
             continue

@@ -80,8 +80,7 @@ class JobChange:
         self.session.add(row)
         for kind, envelope in self._events:
             envelope.revision = revision
-            name = "created" if kind == "created" else kind
-            self._send(subjects.job_event(row.project, row.id, name), envelope, envelope.event_id, job.name)
+            self._send(subjects.job_event(row.project, row.id, kind), envelope, envelope.event_id, job.name)
         self._events.clear()
         return job
 

@@ -138,7 +138,8 @@ class Scheduler:
             armed = self._signal.arm()
             await self.run_once()
             try:
-                await asyncio.wait_for(armed.wait(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await armed.wait()
             except TimeoutError:
                 await self._redeliver()
 

@@ -13,6 +13,7 @@ from tunesmith.api.jobs.v1 import events_pb2, jobs_pb2, spec_pb2, state_pb2
 from tunesmith.api.nodes.v1 import events_pb2 as node_events_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
 from tunesmith.errors import NotFound
+from tunesmith.names import is_id
 from tunesmith_jobs import machine, spec
 from tunesmith_jobs.change import JobChange
 from tunesmith_jobs.tables import OUTBOX, REQUESTS, REVISION, AttemptRow, JobRow, NodeRow
@@ -20,7 +21,7 @@ from tunesmith_kit import names
 from tunesmith_kit.clock import Clock
 from tunesmith_kit.db import Database, current_revision
 from tunesmith_kit.idempotency import once
-from tunesmith_kit.ids import is_ulid, new_ulid, short_suffix
+from tunesmith_kit.ids import new_ulid, short_suffix
 
 _WATCH_BATCH = 500
 M = TypeVar("M", bound=Message)
@@ -40,7 +41,7 @@ def find(session: Session, project: str, job: str) -> JobRow:
     Raises:
         NotFound: the project has no such job.
     """
-    column = col(JobRow.id) if is_ulid(job) else col(JobRow.display_name)
+    column = col(JobRow.id) if is_id(job) else col(JobRow.display_name)
     query = select(JobRow).where(col(JobRow.project) == project, column == job).with_for_update()
     row = session.execute(query).scalar_one_or_none()
     if row is None:

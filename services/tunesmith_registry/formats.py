@@ -1,7 +1,6 @@
 """Files of rows: JSON lines, CSV and Parquet, read as a stream, each row with its place for messages."""
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -168,9 +167,9 @@ def _with_json(fields: dict[str, str]) -> dict[str, Any]:
     if not text.lstrip().startswith("["):
         return dict(fields)
     try:
-        return {**fields, "messages": json.loads(text)}
-    except ValueError:
-        return dict(fields)
+        return {**fields, "messages": orjson.loads(text)}
+    except orjson.JSONDecodeError:
+        return dict(fields)  # the check of the row says that it is no list
 
 
 def _parquet_rows(file: BinaryIO) -> Iterator[Row]:
@@ -181,5 +180,5 @@ def _parquet_rows(file: BinaryIO) -> Iterator[Row]:
             for fields in batch.to_pylist():
                 number += 1
                 yield Row(f"row {number}", fields)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unknown(f"this is no readable Parquet: {error}", "write the file again") from error

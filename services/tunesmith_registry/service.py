@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy.orm import Session
 
@@ -82,10 +82,7 @@ class DatasetService(datasets_pb2_grpc.DatasetServiceServicer):
     ) -> datasets_pb2.ListDatasetsResponse:
         """Lists datasets by id."""
         (project,) = names.parse("projects/*", request.parent, "parent")
-        after, size = (
-            names.page_cursor(request.parent, request.page_token),
-            names.page_size(request.page_size),
-        )
+        after, size = _place(request)
 
         def read(session: Session) -> datasets_pb2.ListDatasetsResponse:
             rows, cursor = store.page(session, DATASETS, project, after, size)
@@ -101,10 +98,7 @@ class DatasetService(datasets_pb2_grpc.DatasetServiceServicer):
     ) -> datasets_pb2.ListDatasetVersionsResponse:
         """Lists the versions of a dataset, newest first."""
         project, dataset_id = names.parse("projects/*/datasets/*", request.parent, "parent")
-        before, size = (
-            names.page_cursor(request.parent, request.page_token),
-            names.page_size(request.page_size),
-        )
+        before, size = _place(request)
 
         def read(session: Session) -> datasets_pb2.ListDatasetVersionsResponse:
             store.dataset_row(session, project, dataset_id)
@@ -148,10 +142,7 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
     ) -> pb.ListBaseModelsResponse:
         """Lists base models by id."""
         (project,) = names.parse("projects/*", request.parent, "parent")
-        after, size = (
-            names.page_cursor(request.parent, request.page_token),
-            names.page_size(request.page_size),
-        )
+        after, size = _place(request)
         rows, cursor = await self._db.read(lambda s: store.page(s, BASE_MODELS, project, after, size))
         found = [pb.BaseModel.FromString(row.body) for row in rows]
         return pb.ListBaseModelsResponse(base_models=found, next_page_token=_token(request.parent, cursor))
@@ -165,10 +156,7 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """Lists models by id."""
         (project,) = names.parse("projects/*", request.parent, "parent")
-        after, size = (
-            names.page_cursor(request.parent, request.page_token),
-            names.page_size(request.page_size),
-        )
+        after, size = _place(request)
 
         def read(session: Session) -> pb.ListModelsResponse:
             rows, cursor = store.page(session, MODELS, project, after, size)
@@ -191,10 +179,7 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
     ) -> pb.ListModelVersionsResponse:
         """Lists the versions of a model, newest first."""
         project, model_id = names.parse("projects/*/models/*", request.parent, "parent")
-        before, size = (
-            names.page_cursor(request.parent, request.page_token),
-            names.page_size(request.page_size),
-        )
+        before, size = _place(request)
 
         def read(session: Session) -> pb.ListModelVersionsResponse:
             owner = versions.owned_versions(session, project, model_id)
@@ -229,10 +214,7 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
     ) -> pb.ListCheckpointsResponse:
         """Lists the committed checkpoints of a job, newest first."""
         project, job_id = names.parse("projects/*/jobs/*", request.parent, "parent")
-        before, size = (
-            names.page_cursor(request.parent, request.page_token),
-            names.page_size(request.page_size),
-        )
+        before, size = _place(request)
         found, cursor = await self._db.read(
             lambda s: versions.checkpoint_page(s, project, job_id, before, size)
         )
@@ -290,6 +272,17 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
                 yield blobs_pb2.DownloadBlobResponse(chunk=chunk)
         finally:
             file.close()
+
+
+class _Listing(Protocol):
+    parent: str
+    page_token: str
+    page_size: int
+
+
+def _place(request: _Listing) -> tuple[str, int]:
+    """Returns the cursor behind which a page begins, and its number of rows."""
+    return names.page_cursor(request.parent, request.page_token), names.page_size(request.page_size)
 
 
 def _token(scope: str, cursor: str) -> str:

@@ -60,7 +60,7 @@ def cursor_numbers(cursor: str, count: int) -> list[int]:
 
 
 def version_number(text: str) -> int:
-    """A version's number in a name or page token; 0, which no version has, when it is none."""
+    """A version's number in a name; 0, which no version has, when it is none."""
     return int(text) if text.isdecimal() and len(text) < 19 else 0
 
 

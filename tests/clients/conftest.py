@@ -1,7 +1,9 @@
 """A platform for clients in other languages, and their npm packages."""
 
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,5 +41,7 @@ def npm() -> Callable[..., None]:
 
 
 def _check(*command: str, folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=170)
+    # `buf` comes with the Python tools: npm's package lacks locks for some systems.
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=170)
     assert done.returncode == 0, done.stdout + done.stderr

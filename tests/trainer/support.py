@@ -19,7 +19,7 @@ from typing import Any
 from tunesmith_trainer import artifact
 
 TRAINER = Path(__file__).parents[2] / "trainer"
-DEADLINE_SECONDS = 60.0
+DEADLINE_SECONDS = 150.0
 
 CONVERSATIONS = [
     {

@@ -7,6 +7,7 @@ All that matters lies in the run folder, so an agent that starts anew takes up e
 import asyncio
 import errno
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ class Attempt:
                 await self._report_end(_no_inputs(error))
                 return False
             gpus = list(self._assign.gpus)
-            waiting = None if gpus else await self._tools.standby.take()
+            waiting = None if gpus else self._tools.standby.take()
             if waiting is None or not self._begin(waiting):
                 self._begin(process.launch(self.folder.path, gpus))
             await self._report(state_pb2.ATTEMPT_STATE_READY)
@@ -188,9 +189,10 @@ class Attempt:
         if self.notes.told_to_stop:
             self.stop()  # an earlier agent may have died before the trainer was told
         while self._process is not None and self._process.alive():
-            if self.notes.told_to_kill or time.monotonic() > self._stop_deadline:
-                self._process.kill()
             await self._tick()
+            nothing_to_keep = self.notes.told_to_stop and not self._training()
+            if self.notes.told_to_kill or nothing_to_keep or time.monotonic() > self._stop_deadline:
+                self._process.kill()
             await asyncio.sleep(_TICK_SECONDS)
         await self._tick()
 
@@ -202,8 +204,8 @@ class Attempt:
         if events:
             self.folder.save(self.notes)
         await self._ask()
-        status = self.folder.status()
-        if status is None or status.get("phase", "INIT") == "INIT":
+        status = self._training()
+        if status is None:
             return
         if self._reported != state_pb2.ATTEMPT_STATE_RUNNING:
             await self._report(state_pb2.ATTEMPT_STATE_RUNNING, status)
@@ -211,6 +213,11 @@ class Attempt:
             self._progress_time = time.time()
             report = nodes_pb2.ReportAttemptRequest(progress=progress_of(status), samples=self._samples())
             await self._send(report, patient=False)
+
+    def _training(self) -> dict[str, Any] | None:
+        """Returns what the trainer says of itself, or None while it only gets ready."""
+        status = self.folder.status()
+        return None if status is None or status.get("phase", "INIT") == "INIT" else status
 
     async def _ask(self) -> None:
         """Asks what is wanted when nothing was reported for a while: the command may have been lost."""
@@ -276,7 +283,8 @@ class Attempt:
     async def _finish(self) -> None:
         """Reports the end, once metrics and logs are stored (or their store is away)."""
         status = self.folder.status() or {}
-        report = end_of(status, self.notes, self._process.exit_code if self._process else None)
+        free = shutil.disk_usage(self.folder.path).free
+        report = end_of(status, self.notes, self._process.exit_code if self._process else None, free)
         if report.state == state_pb2.ATTEMPT_STATE_COMPLETED:
             try:
                 report.output_digest = await asyncio.to_thread(

@@ -1,7 +1,5 @@
 """Trainer processes: in their own session, so that they outlive the agent; known by pid and start time."""
 
-import asyncio
-import logging
 import os
 import signal
 import subprocess
@@ -9,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-log = logging.getLogger(__name__)
 _MODULE = [sys.executable, "-m", "tunesmith_trainer.worker"]
 
 
@@ -54,9 +51,6 @@ class TrainerProcess:
             self._child.stdin.close()
         except BrokenPipeError:
             return False
-        finally:
-            if self._child.stdout is not None:
-                self._child.stdout.close()
         return True
 
     @property
@@ -94,7 +88,6 @@ class Standby:
     def __init__(self, enabled: bool) -> None:
         self._enabled = enabled
         self._child: subprocess.Popen[bytes] | None = None
-        self._ready = False
 
     @property
     def pid(self) -> int | None:
@@ -105,44 +98,23 @@ class Standby:
         """Starts a waiting trainer if there is none."""
         if not self._enabled or (self._child is not None and self._child.poll() is None):
             return
-        self._ready = False
         self._child = subprocess.Popen(
             [*_MODULE, "--standby"],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # errors of its imports go to the agent's own log
             env=_environment(()),
             start_new_session=True,
         )
 
-    async def wait_ready(self) -> bool:
-        """Waits until the waiting trainer has its imports done; False when it died before."""
-        child = self._child
-        if child is None or child.stdout is None:
-            return False
-        if not self._ready:
-            line = await asyncio.to_thread(child.stdout.readline)
-            self._ready = line.strip() == b"ready"
-            if not self._ready:
-                log.warning(
-                    "the standby trainer died; jobs start without it", extra={"exit_code": child.poll()}
-                )
-        return self._ready
-
-    async def take(self) -> TrainerProcess | None:
-        """Gives the waiting trainer away; None when there is none."""
-        if not await self.wait_ready():
-            return None
+    def take(self) -> TrainerProcess | None:
+        """Gives the waiting trainer away, its imports done or not; None when there is none."""
         child, self._child = self._child, None
-        assert child is not None
-        ticks = start_ticks(child.pid)
-        return TrainerProcess(child.pid, ticks, child) if ticks is not None else None
+        ticks = start_ticks(child.pid) if child is not None else None
+        return TrainerProcess(child.pid, ticks, child) if child is not None and ticks is not None else None
 
     def stop(self) -> None:
         """Ends the waiting trainer."""
         if self._child is not None and self._child.stdin is not None:
             self._child.kill()
             self._child.wait()
-            for pipe in (self._child.stdin, self._child.stdout):
-                if pipe is not None:
-                    pipe.close()
+            self._child.stdin.close()

@@ -52,6 +52,7 @@ class Identity:
 
     @property
     def properties(self) -> dict[str, str]:
+        """The same as texts, for a manifest."""
         return {
             "spec_digest": self.spec_digest,
             "base_model_digest": self.base_model_digest,

@@ -85,6 +85,7 @@ def from_hub(model_id: str, target: Path) -> None:
 
 
 def main() -> int:
+    """Convert what the command line names; gives the exit code."""
     parser = argparse.ArgumentParser(prog="tunesmith_trainer.convert", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--gguf", type=Path, help="a GGUF file")

@@ -38,6 +38,7 @@ class Example:
 
     @property
     def weight(self) -> int:
+        """Label tokens: what the example counts in the loss."""
         return len(self.positions)
 
 
@@ -57,6 +58,7 @@ class Batch:
     num_tokens: int
 
     def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
         if device.type == "cpu":
             return self
         ids, at, wanted = (
@@ -175,4 +177,5 @@ class Course:
         return step / self.steps_per_epoch
 
     def starts_epoch(self, step: int) -> bool:
+        """Whether a pass over the data begins with `step`."""
         return step % self.steps_per_epoch == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Mapping
 
 import torch
 
@@ -240,18 +241,26 @@ class Loop:
         """Pass a phase boundary: show it when a status is due, and hear what the agent wants."""
         self.phase = phase
         if time.monotonic() >= self._status.due:
-            self._status.write(self.fields())
+            self.tell()
         self._control.look()
         if self._control.stop and phase not in UNINTERRUPTIBLE:
             raise StopWanted
 
-    def fields(self) -> dict[str, object]:
-        """What status.json says of the run."""
+    def tell(self, result: Mapping[str, str] | None = None) -> None:
+        """Write the status, with the attempt's `result` if it has ended, and a line of the log."""
         progress, total = self.progress, self.session.course.total_steps
-        pace = self._seconds_per_step
         figures = (progress.loss or 0.0, progress.grad_norm or 0.0, self._tokens_per_second or 0.0)
         line = "loss {:.5g} grad_norm {:.4g} tokens/s {:.0f}".format(*figures)
         sys.stdout.write(f"{self.phase} step {progress.step}/{total} {line}\n")
+        if result is None:
+            self._status.write(self._fields())
+        else:
+            self._status.finish(self._fields(), result)
+
+    def _fields(self) -> dict[str, object]:
+        """What status.json says of the run."""
+        progress, total = self.progress, self.session.course.total_steps
+        pace = self._seconds_per_step
         return {
             "phase": self.phase,
             "step": progress.step,

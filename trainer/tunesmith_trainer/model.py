@@ -80,6 +80,7 @@ class Model:
         return {name: item for name, item in self.module.named_parameters() if item.requires_grad}
 
     def autocast(self) -> torch.autocast:
+        """The context of every forward pass; it changes nothing in float32."""
         return torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.precision is Precision.BFLOAT16
         )

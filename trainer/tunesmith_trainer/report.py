@@ -36,7 +36,8 @@ _HEAD_BYTES = _HEAD.size
 class Reporter(Protocol):
     """What checkpoint, evaluation and samples need to speak."""
 
-    def event(self, kind: str, **fields: Any) -> None: ...
+    def event(self, kind: str, **fields: Any) -> None:
+        """Say one event; `fields` are those of its type."""
 
 
 class _Segments:
@@ -103,6 +104,7 @@ class MetricSpool:
         self._segments.append(buffer)
 
     def close(self) -> None:
+        """Close the segment; the next writer begins a new one."""
         self._segments.close()
 
     def _prepare(self, keys: tuple[str, ...]) -> tuple[struct.Struct, tuple[int, ...], bytearray]:
@@ -151,6 +153,7 @@ class EventSpool:
             self._segments.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
     def close(self) -> None:
+        """Close the segment; the next writer begins a new one."""
         self._segments.close()
 
 

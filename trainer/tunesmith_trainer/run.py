@@ -194,27 +194,33 @@ class Fields:
         self._value: Mapping[str, Any] = value
 
     def error(self, name: str, value: object, remedy: str) -> TrainerError:
+        """The error that names a field and its value."""
         return invalid_input("FIELD_INVALID", f"{self._path}.{name} is {value!r}", remedy)
 
     def has(self, name: str) -> bool:
+        """Whether the field is there."""
         return name in self._value
 
     def part(self, name: str) -> Fields:
+        """A field that is an object; absent or null gives an empty one."""
         return Fields(self._value.get(name) or {}, f"{self._path}.{name}")
 
     def text(self, name: str, *, required: bool = False) -> str:
+        """A text; absent gives an empty one."""
         value = self._value.get(name, "")
         if not isinstance(value, str) or (required and not value):
             raise self.error(name, value, "give a text that is not empty")
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
+        """A list of texts; absent or null gives none."""
         value = self._value.get(name) or []
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self.error(name, value, "give a list of texts")
         return tuple(value)
 
     def integer(self, name: str, *, default: int = 0, least: int = 0) -> int:
+        """A whole number of at least `least`."""
         value = self._value.get(name, default)
         try:
             number = int(value)
@@ -227,6 +233,7 @@ class Fields:
         return number
 
     def number(self, name: str, *, default: float = 0.0, below: float = math.inf) -> float:
+        """A number from 0 to below `below`."""
         value = self._value.get(name, default)
         try:
             number = float(value)

@@ -76,6 +76,7 @@ def make(folder: Path, seed: int = 0) -> str:
 
 
 def main() -> int:
+    """Make the model where the command line says; gives the exit code."""
     parser = argparse.ArgumentParser(prog="tunesmith_trainer.tiny", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")

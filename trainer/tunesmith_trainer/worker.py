@@ -116,14 +116,14 @@ def _train(folder: Path, events: EventSpool, control: Control, status: StatusFil
         loop.run()
     except StopWanted:
         loop.stop()
-        status.finish(loop.fields(), {"result": "checkpointed", **_NO_FAILURE})
+        loop.tell({"result": "checkpointed", **_NO_FAILURE})
         return CHECKPOINTED
     except BaseException:
         with contextlib.suppress(Exception):  # what failed first is what is told
             loop.session.checkpoints.wait()
-            status.write(loop.fields())
+            loop.tell()
         raise
-    status.finish(loop.fields(), {"result": "completed", **_NO_FAILURE})
+    loop.tell({"result": "completed", **_NO_FAILURE})
     return COMPLETED
 
 

@@ -151,6 +151,5 @@ def _print_findings(report: datasets_pb2.ValidationReport) -> None:
     err = console(stderr=True)
     for finding in report.findings:
         err.print(f"[yellow]{escape(finding.field)}[/yellow]: {escape(finding.message)}")
-        print_hint = finding.remedy and f"  {escape(finding.remedy)}"
-        if print_hint:
-            err.print(print_hint, style="dim")
+        if finding.remedy:
+            err.print(f"  {escape(finding.remedy)}", style="dim")

@@ -52,13 +52,16 @@ def up(data_dir: Path, port: int, grpc_port: int, no_agent: bool) -> int:
 
 
 def _announce(platform: Any) -> None:
-    """Writes the profile and says where things are, once the platform serves."""
+    """Writes the profile and says where things are once the platform serves, and at first the token too."""
     http = f"http://{platform.http_address}"
     chosen = profile.Profile(platform.grpc_address, platform.admin_token, profile.DEFAULT_PROJECT, http)
     path = profile.save(chosen)
     click.echo(f"Tunesmith is up.  Page: {http}  gRPC: {platform.grpc_address}  Profile: {path}")
     click.echo(f"Events: {platform.nats_url}  (token: nats_token in secrets.json of the data folder)")
-    click.echo(f"Sign in on the page with: {http}/#token={platform.admin_token}")
+    if platform.first_start:
+        click.echo(f"Sign in on the page with: {http}/#token={platform.admin_token}  (shown once)")
+    else:
+        click.echo(f"Sign in on the page with the token in {path}")
 
 
 @click.command()

@@ -1,0 +1,109 @@
+"""A cancel ends in bounded time, whatever the trainer, the store or the bus are at."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.jobs import check_whole, spec, wait_state, wait_step
+from tests.support.platform import Platform
+from tests.support.processes import wait_for
+
+
+def trainer_of(platform: Platform, job_id: str) -> int:
+    """Pid of the trainer of a job's first attempt."""
+    (notes,) = platform.root.glob(f"data/**/runs/{job_id}-1/agent.json")
+    pid: int = json.loads(notes.read_text())["pid"]
+    return pid
+
+
+@contextmanager
+def bus_without_its_disk(platform: Platform) -> Iterator[None]:
+    """Kills every NATS server, and starts them again with nothing."""
+    servers = [p for name, p in platform.processes.items() if name.startswith("nats-")]
+    for server in servers:
+        server.kill()
+        shutil.rmtree(platform.root / server.name / "data")
+    try:
+        yield
+    finally:
+        for server in servers:
+            server.start()
+
+
+@pytest.mark.parametrize("now", [False, True], ids=["graceful", "now"])
+def test_a_cancel_waits_for_no_import(embedded_platform: Platform, now: bool) -> None:
+    up = psutil.Process(embedded_platform.processes["up"].pid)
+
+    def standby() -> psutil.Process | None:
+        return next((p for p in up.children() if "--standby" in p.cmdline()), None)
+
+    waiting = wait_for(standby, 20, "a trainer stands by")
+    waiting.suspend()  # it stands for imports from a slow disk
+    try:
+        with embedded_platform.client() as client:
+            job = client.jobs.submit(spec(5))
+            wait_state(client, job.name, "STARTING")
+            job.cancel(now=now)
+            wait_state(client, job.name, "CANCELLED", seconds=20)
+        psutil.wait_procs([waiting], timeout=10)
+        assert not waiting.is_running(), "its trainer is gone too"
+    finally:
+        if waiting.is_running():
+            waiting.kill()
+
+
+def test_a_cancel_now_does_not_wait_for_the_blob_store(embedded_platform: Platform, tmp_path: Path) -> None:
+    blobs = embedded_platform.root / "data" / "blobs"
+    with embedded_platform.client() as client:
+        job = client.jobs.submit(spec(100_000, checkpoint_every_steps=50))
+        wait_step(client, job.name, 5)
+        blobs.rename(tmp_path / "away")
+        blobs.touch()
+        try:
+            step = wait_step(client, job.name, 5).proto.progress.step
+            wait_step(client, job.name, step + 120)  # a checkpoint waits for the store now
+            job.cancel(now=True)
+            wait_state(client, job.name, "CANCELLED", seconds=20)
+        finally:
+            blobs.unlink()
+            (tmp_path / "away").rename(blobs)
+
+
+@pytest.mark.distributed
+def test_a_cancel_reaches_a_hung_trainer_though_the_bus_lost_the_command(
+    distributed_platform: Platform,
+) -> None:
+    with distributed_platform.client() as client:
+        job = client.jobs.submit(spec(100_000))
+        wait_step(client, job.name, 1, seconds=120)
+        pid = trainer_of(distributed_platform, job.id)
+        os.killpg(pid, signal.SIGSTOP)
+        with bus_without_its_disk(distributed_platform):
+            job.cancel(now=True)
+            wait_state(client, job.name, "CANCELLED", seconds=40)
+        assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.distributed
+def test_the_end_of_a_run_in_an_outage_of_the_bus_loses_no_point(distributed_platform: Platform) -> None:
+    platform = distributed_platform
+    with platform.client() as client:
+        job = client.jobs.submit(spec(300))
+        wait_step(client, job.name, 100, seconds=120)
+        with bus_without_its_disk(platform):
+            wait_state(client, job.name, "FINALIZING", seconds=60)
+        done = wait_state(client, job.name, "SUCCEEDED", seconds=60)
+
+        def stored() -> bool:
+            series = client.metrics.series(job.name, ["train/loss"])["train/loss"]
+            return bool(series.num_points == 300)
+
+        wait_for(stored, 60, "every point is stored")
+        check_whole(platform, done, 300)
