@@ -135,15 +135,20 @@ class Consumer:
         self._stopping = True
         for task in self._tasks:
             task.cancel()
+        if self._subscription is not None:
+            await (
+                self._subscription.close()
+            )  # before the buffer is given back, so that nothing more enters it
         if self._work:
             await asyncio.wait(self._work, timeout=grace)
-        for task in list(self._work):
+        cut_short = set(self._work)
+        for task in cut_short:
             task.cancel()
+        if cut_short:
+            await asyncio.wait(cut_short, timeout=1)  # each gives its message back
         for delivery in self._buffer:
             await self._answer(delivery, b"-NAK")
         self._buffer.clear()
-        if self._subscription is not None:
-            await self._subscription.close()
 
     async def _on_reconnect(self) -> None:
         self._broken = True

@@ -23,10 +23,9 @@ from sqlalchemy import (
     Table,
     create_engine,
     event,
-    insert,
     select,
-    update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
@@ -52,12 +51,11 @@ def revision_table(metadata: MetaData) -> Table:
 def next_revision(session: Session, table: Table) -> int:
     """Returns the next revision. The row stays locked until the commit, so revisions commit in their order,
     whatever number of replicas write (a plain sequence would let a watcher skip one)."""
-    step = update(table).where(table.c.id == 1).values(value=table.c.value + 1).returning(table.c.value)
-    value = session.execute(step).scalar_one_or_none()
-    if value is None:
-        session.execute(insert(table).values(id=1, value=1))
-        return 1
-    return int(value)
+    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    # One statement makes the row or counts it up: two replicas may make an empty store's first change at once.
+    first = dialect.insert(table).values(id=1, value=1)
+    step = first.on_conflict_do_update(index_elements=["id"], set_={"value": table.c.value + 1})
+    return int(session.execute(step.returning(table.c.value)).scalar_one())
 
 
 def current_revision(session: Session, table: Table) -> int:

@@ -106,7 +106,7 @@ def read(store: BlobStore, digest: str, file_format: "datasets_pb2.DatasetFormat
     try:
         with store.read(digest) as file:
             found = formats.detect(file)
-            for row in formats.rows(file, file_format or found):
+            for row in formats.rows(file, file_format or found, _FIELDS):
                 line = checker.take(row)
                 if line and not checker.findings.violations:
                     writer.write(line)
@@ -275,3 +275,4 @@ _BUILDERS: tuple[tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Normal]], 
     (("question", "answer"), _pair("question", "answer")),
     (("text",), _from_text),
 )
+_FIELDS = frozenset({"input"}.union(*(needed for needed, _ in _BUILDERS)))

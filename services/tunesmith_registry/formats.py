@@ -1,7 +1,7 @@
 """Files of rows: JSON lines, CSV and Parquet, read as a stream, each row with its place for messages."""
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -78,10 +78,15 @@ def _unknown(problem: str, remedy: str) -> InvalidArgument:
     return InvalidArgument("DATASET_FORMAT_UNKNOWN", problem, field="format", remedy=remedy)
 
 
-def rows(file: BinaryIO, format: "datasets_pb2.DatasetFormat.ValueType") -> Iterator[Row]:
-    """Yields all rows; a row that cannot be read says why, and reading goes on behind it where it can."""
+def rows(
+    file: BinaryIO, format: "datasets_pb2.DatasetFormat.ValueType", known: Container[str]
+) -> Iterator[Row]:
+    """Yields all rows; a row that cannot be read says why, and reading goes on behind it where it can.
+
+    Of Parquet only the columns named in `known` are read; the others are there, without a value.
+    """
     if format == PARQUET:
-        return _parquet_rows(file)
+        return _parquet_rows(file, known)
     return _csv_rows(file) if format == CSV else _jsonl_rows(file)
 
 
@@ -172,13 +177,17 @@ def _with_json(fields: dict[str, str]) -> dict[str, Any]:
         return dict(fields)  # the check of the row says that it is no list
 
 
-def _parquet_rows(file: BinaryIO) -> Iterator[Row]:
+def _parquet_rows(file: BinaryIO, known: Container[str]) -> Iterator[Row]:
     try:
         table = pq.ParquetFile(file)
+        names = table.schema_arrow.names
+        wanted = [name for name in names if name in known]
+        others = dict.fromkeys(name for name in names if name not in known) if wanted else {}
         number = 0
-        for batch in table.iter_batches(batch_size=_PARQUET_BATCH):
+        for batch in table.iter_batches(batch_size=_PARQUET_BATCH, columns=wanted or None):
             for fields in batch.to_pylist():
                 number += 1
-                yield Row(f"row {number}", fields)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                yield Row(f"row {number}", {**fields, **others})
+    # ValueError, OverflowError: times that Python has no value for
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise _unknown(f"this is no readable Parquet: {error}", "write the file again") from error

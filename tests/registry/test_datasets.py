@@ -50,6 +50,20 @@ async def test_every_shape_and_format_becomes_the_same_content_and_thus_the_same
         assert (only.path, json.loads(content)) == ("data.jsonl", HELLO)
 
 
+async def test_parquet_columns_that_are_not_used_may_hold_anything(tmp_path: Path) -> None:
+    sink = io.BytesIO()
+    times = pa.array([1], pa.timestamp("ns"))  # Python's datetime has no nanoseconds
+    pq.write_table(pa.table({"text": ["hello"], "made": times}), sink)
+    only_times = io.BytesIO()
+    pq.write_table(pa.table({"made": times}), only_times)
+    async with running_registry(tmp_path) as registry:
+        made = await registry.import_dataset("texts", sink.getvalue())
+        assert made.version.num_rows == 1
+        assert "made" in str(made.report)
+        with pytest.raises(InvalidArgument):
+            await registry.import_dataset("times", only_times.getvalue())
+
+
 async def test_new_content_makes_a_new_version_and_says_so_once(tmp_path: Path) -> None:
     async with running_registry(tmp_path) as registry:
         first = await registry.import_dataset("texts", jsonl({"text": "one"}), description="some texts")
@@ -100,6 +114,18 @@ async def test_new_content_makes_a_new_version_and_says_so_once(tmp_path: Path) 
         (b"prompt,completion\na,b,c\n", "DATASET_ROW_INVALID", "line 2", "more fields"),
         (b"prompt,completion\na\n", "DATASET_ROW_INVALID", "line 2", "fewer fields"),
         (b"prompt,completion\n\xff\xfe,b\n", "DATASET_ROW_INVALID", "line 1", "no UTF-8"),
+        (
+            b"id,messages\n1," + b"[" * 9000 + b"\n",
+            "DATASET_ROW_INVALID",
+            "line 2, messages",
+            "list of messages",
+        ),
+        (
+            b'id,messages\n1,"[{""role"": ""assistant"", ""content"": ""\\ud800""}]"\n',
+            "DATASET_ROW_INVALID",
+            "line 2, messages",
+            "list of messages",
+        ),
         (parquet(question=["hi"]), "DATASET_ROW_INVALID", "row 1, answer", "is missing"),
     ],
 )

@@ -3,6 +3,7 @@
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -59,8 +60,8 @@ class Postgres:
         self._child.wait()
 
     def stop(self) -> None:
-        """Ends the server fast."""
-        self._child.terminate()
+        """Ends the server and its connections."""
+        self._child.send_signal(signal.SIGINT)  # SIGTERM would wait for the connections to end
         self._child.wait(20)
 
     def _answers(self) -> bool:

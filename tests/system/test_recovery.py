@@ -92,3 +92,14 @@ def test_a_run_that_ends_while_the_platform_is_down_is_taken_up_afterwards(tmp_p
         done = wait_state(client, job.name, "SUCCEEDED", seconds=60)
         assert [a.epoch for a in done.attempts()] == [1]
         check_whole(platform, done, STEPS)
+
+
+def test_a_damaged_copy_of_the_data_on_the_node_is_brought_anew(embedded_platform: Platform) -> None:
+    with embedded_platform.client() as client:
+        wait_state(client, client.jobs.submit(spec(3)).name, "SUCCEEDED")
+        for copy in embedded_platform.root.glob("data/nodes/*/cache/datasets/*/data.jsonl"):
+            damaged = b"X" + copy.read_bytes()[1:]
+            copy.unlink()  # it may be a link into the store
+            copy.write_bytes(damaged)
+        done = wait_state(client, client.jobs.submit(spec(3)).name, "SUCCEEDED", seconds=90)
+        assert [a.epoch for a in done.attempts()] == [2, 1]

@@ -35,6 +35,7 @@ _STOP_SECONDS = 60.0  # a graceful stop that takes longer falls back to the last
 _DRAIN_SECONDS = 5.0
 _SILENT_SECONDS = 5.0  # without a report before we ask what is wanted: a hung trainer makes no progress
 _GONE_SECONDS = 10.0
+_DAMAGED = ("INPUT_DAMAGED", "CHECKPOINT_DAMAGED")
 
 
 @dataclass(frozen=True)
@@ -292,6 +293,8 @@ class Attempt:
                 )
             except (TunesmithError, OSError) as error:
                 report = _no_output(error)
+        if report.failure.reason in _DAMAGED and self._assign is not None:
+            await self._tools.inputs.forget(self._assign)
         await self.shipper.drained(_DRAIN_SECONDS)
         if status:
             report.progress.CopyFrom(progress_of(status))

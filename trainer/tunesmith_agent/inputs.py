@@ -37,6 +37,18 @@ class InputCache:
             "checkpoint": checkpoint,
         }
 
+    async def forget(self, assign: events_pb2.AssignAttempt) -> None:
+        """Drops the copies an attempt used, one of which is damaged; they are fetched anew when needed."""
+        digests = {
+            "models": assign.base_model_digest,
+            "datasets": assign.dataset_digest,
+            "checkpoints": assign.checkpoint_digest,
+        }
+        for kind, digest in digests.items():
+            if digest:
+                async with self._locks.setdefault(digest, asyncio.Lock()):
+                    await asyncio.to_thread(shutil.rmtree, self._root / kind / digest, ignore_errors=True)
+
     async def _fetch(self, kind: str, digest: str) -> Path:
         target = self._root / kind / digest
         async with self._locks.setdefault(digest, asyncio.Lock()):

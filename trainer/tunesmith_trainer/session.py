@@ -11,7 +11,7 @@ from tunesmith_trainer import artifact, environment, model
 from tunesmith_trainer.artifact import DamagedError
 from tunesmith_trainer.checkpoint import Checkpoints, Identity, TrainedState
 from tunesmith_trainer.data import Course, Example, rows, split
-from tunesmith_trainer.failure import invalid_input
+from tunesmith_trainer.failure import FailureClass, TrainerError
 from tunesmith_trainer.model import Model, Scorer
 from tunesmith_trainer.recipe import Recipe, recipe_of
 from tunesmith_trainer.report import EventSpool, MetricSpool, log, span
@@ -96,10 +96,12 @@ def _verify(source: Source, what: str) -> None:
     try:
         artifact.verify(source.path, source.digest)
     except DamagedError as error:
-        raise invalid_input(
+        # The registry hashed it when it came in: what is wrong is this node's copy, not what the user gave.
+        raise TrainerError(
+            FailureClass.INFRA,
             "INPUT_DAMAGED",
             f"the {what} is not what its manifest says: {error}",
-            f"register the {what} again",
+            f"another attempt brings the {what} to the node anew; check the node's disk",
         ) from error
 
 
