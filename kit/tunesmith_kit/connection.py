@@ -32,6 +32,7 @@ from tunesmith.errors import (
 log = logging.getLogger(__name__)
 
 _API = "$JS.API"
+_DRAIN_SECONDS = 2.0
 _PENDING_BYTES = 16 * 1024 * 1024
 _NO_HEADERS: Mapping[str, str] = {}
 
@@ -75,6 +76,16 @@ class Subscription:
     _connection: "Connection"
     _sub: Any = field(default=None, repr=False)
     _client: Any = field(default=None, repr=False)
+
+    async def drain(self) -> None:
+        """Ends the subscription after the callback has had what the server sent until then."""
+        self._connection.forget(self)
+        if self._sub is not None:
+            with suppress(nats.errors.Error, TimeoutError):
+                async with asyncio.timeout(_DRAIN_SECONDS):
+                    await self._sub.drain()
+                    # The first flush may overtake the end of the subscription (nats-py writes PING first).
+                    await self._client.flush()
 
     async def close(self) -> None:
         """Ends the subscription; messages under way are dropped."""

@@ -162,7 +162,7 @@ class Consumer:
         self._asked = max(0, self._asked - 1)
         delivery = Delivery(msg.subject, msg.data, msg.headers or {}, msg.reply)
         if self._stopping:
-            await self._answer(delivery, b"-NAK")
+            self._buffer.append(delivery)  # given back once the server sends us nothing more
             return
         self._in_hand[msg.reply] = self._heard
         self._buffer.append(delivery)

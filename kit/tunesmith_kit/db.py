@@ -52,7 +52,7 @@ def next_revision(session: Session, table: Table) -> int:
     """Returns the next revision. The row stays locked until the commit, so revisions commit in their order,
     whatever number of replicas write (a plain sequence would let a watcher skip one)."""
     dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    # One statement makes the row or counts it up: two replicas may make an empty store's first change at once.
+    # One statement makes the row or counts it up: two replicas may make the store's first change at once.
     first = dialect.insert(table).values(id=1, value=1)
     step = first.on_conflict_do_update(index_elements=["id"], set_={"value": table.c.value + 1})
     return int(session.execute(step.returning(table.c.value)).scalar_one())

@@ -155,6 +155,21 @@ def test_listings_are_tables_and_json(
     assert "tunesmith submit" in capsys.readouterr().err
 
 
+def test_answers_of_a_model_cannot_steer_the_terminal_and_an_empty_one_is_said(
+    connected: SmallServer, job_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answered(job: jobs_pb2.Job) -> None:
+        _run_to_the_end(job)
+        job.samples.add(prompt="why?", before="\x1b[2Jnone\nof it", after="")
+
+    connected.state.validate = answered
+    assert main(["submit", job_file, "--watch"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "[2Jnone of it" in out
+    assert "(an empty answer)" in out
+
+
 def test_show_prints_a_job_file_that_can_be_submitted_again(
     connected: SmallServer, job_file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,9 +55,13 @@ def print_samples(job: jobs_pb2.Job) -> None:
     out = console()
     for sample in job.samples:
         out.print(f"\n[bold]?[/bold] {escape(sample.prompt)}")
-        out.print(f"[dim]before[/dim]  {escape(' '.join(sample.before.split()))}")
-        if sample.after:
-            out.print(f"[green]after [/green]  {escape(' '.join(sample.after.split()))}")
+        out.print(f"[dim]before[/dim]  {_answer(sample.before)}")
+        if sample.after or job.state == state_pb2.JOB_STATE_SUCCEEDED:
+            out.print(f"[green]after [/green]  {_answer(sample.after)}")
+
+
+def _answer(words: str) -> str:
+    return escape(text.one_line(words)) or "[dim](an empty answer)[/dim]"
 
 
 def _print_attempts(attempts: Sequence[state_pb2.Attempt]) -> None:

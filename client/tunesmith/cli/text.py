@@ -92,6 +92,11 @@ def count(number: float) -> str:
     return f"{number:.1f}T"
 
 
+def one_line(words: str) -> str:
+    """Returns what a model wrote in one line, without characters that would steer the terminal."""
+    return "".join(char if char.isprintable() else "�" for char in " ".join(words.split()))
+
+
 def loss(value: float) -> str:
     """Returns a loss with four digits."""
     return f"{value:.4g}"
