@@ -161,7 +161,7 @@ async def test_bad_messages_go_to_the_dead_letters_with_their_reason(tmp_path: P
 
 
 async def test_what_one_process_leaves_unfinished_goes_to_another(tmp_path: Path) -> None:
-    # Most of it at once. What the server sent into the closing subscription waits for the end of its ack wait.
+    # Most of it at once; what was sent into the closing subscription waits for the end of its ack wait.
     seen, stuck = Seen(), asyncio.Event()
 
     async def never(delivery: Delivery) -> None:

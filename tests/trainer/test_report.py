@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from tests.trainer import support
@@ -40,16 +39,3 @@ def test_new_writer_counts_on_after_a_torn_end(tmp_path: Path) -> None:
             path.write_bytes(path.read_bytes()[:-3])
     # The torn second record of each writer never happened, so its number is given again.
     assert [seq for seq, _, _ in support.records(tmp_path)] == [1, 2, 3]
-
-
-def test_a_record_of_ten_values_costs_microseconds(tmp_path: Path) -> None:
-    spool = MetricSpool(tmp_path / "spool")
-    values = [0.5] * 10
-    best = float("inf")
-    for _ in range(20):
-        start = time.perf_counter()
-        for step in range(100):
-            spool.write(step, KEYS, values)
-        best = min(best, (time.perf_counter() - start) / 100)
-    spool.close()
-    assert best < 20e-6, f"{best * 1e6:.1f} µs"  # about 4 µs on an idle core; the limit is for a crowded one
