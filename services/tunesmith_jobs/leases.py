@@ -9,6 +9,7 @@ import asyncio
 import logging
 
 from tunesmith.api.nodes.v1 import nodes_pb2
+from tunesmith.errors import Unavailable
 from tunesmith_jobs.fleet import FleetStore
 from tunesmith_kit.clock import Clock
 from tunesmith_kit.lease import LeaseWatcher, lease_key
@@ -30,8 +31,12 @@ class LeaseMonitor:
     async def run(self) -> None:
         """Looks twice a second until it is cancelled."""
         while True:
-            for node_id, state in (await self._fleet.states()).items():
-                await self._look(node_id, state)
+            try:
+                for node_id, state in (await self._fleet.states()).items():
+                    await self._look(node_id, state)
+            except Unavailable:
+                # While the database was away nobody could be heard out: the clocks start anew.
+                self._watcher.restart_clocks()
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _look(self, node_id: str, state: int) -> None:
@@ -41,7 +46,7 @@ class LeaseMonitor:
             if lost and self._watcher.last_seen(key) is not None:
                 await self._fleet.set_reachable(node_id, True)
             return
-        if not lost:
+        if not lost and state != nodes_pb2.NODE_STATE_CORDONED:
             METRICS.lease_expiries.inc()
             log.warning("lease expired", extra={"node": node_id})
             await self._fleet.set_reachable(node_id, False)

@@ -160,24 +160,26 @@ class Scheduler:
         row = session.get(JobRow, placement.job.job_id, with_for_update=True)
         if row is None or row.revision != placement.job.revision:
             return
-        nodes = [session.get(NodeRow, node.node_id, with_for_update=True) for node in placement.nodes]
-        if any(node is None or not _still_fits(session, placement, node) for node in nodes):
+        found = [session.get(NodeRow, node.node_id, with_for_update=True) for node in placement.nodes]
+        nodes = [node for node in found if node is not None and _still_fits(session, placement, node)]
+        if len(nodes) < len(found):
             return
         change = JobChange(session, row, "service/jobs", self._clock.now())
         change.job.epoch += 1
         change.job.ClearField("conditions")
-        attempt = self._attempt(change, placement)
+        # Chosen again under the locks: another replica may have given the GPUs of our reading away.
+        gpus = _free(nodes[0], _live(session, nodes[0])).gpus[: placement.job.resources.gpus_per_node]
+        attempt = self._attempt(change, placement, gpus)
         session.add(attempt)
         change.move(machine.Outcome(machine.STARTING))
         change.command(attempt, "assign", _assign(change.job, attempt))
         change.save()
         for node_row in nodes:
-            assert node_row is not None
             node = nodes_pb2.Node.FromString(node_row.body)
             node.jobs.append(change.job.name)
             save_node(session, node_row, node, change.now)
 
-    def _attempt(self, change: JobChange, placement: Placement) -> AttemptRow:
+    def _attempt(self, change: JobChange, placement: Placement, gpus: Sequence[int]) -> AttemptRow:
         job = change.job
         attempt = state_pb2.Attempt(
             name=f"{job.name}/attempts/{job.epoch}",
@@ -191,7 +193,7 @@ class Scheduler:
             job_id=job.job_id,
             epoch=job.epoch,
             node=placement.nodes[0].node_id,
-            gpus=list(placement.gpus[0]),
+            gpus=list(gpus),
             state=attempt.state,
             ended=False,
             command_time=change.now,
@@ -240,10 +242,14 @@ class Scheduler:
             await self._db.write(act)
 
 
+def _live(session: Session, row: NodeRow) -> Sequence[AttemptRow]:
+    query = select(AttemptRow).where(col(AttemptRow.node) == row.id, col(AttemptRow.ended).is_(False))
+    return session.execute(query).scalars().all()
+
+
 def _still_fits(session: Session, placement: Placement, row: NodeRow) -> bool:
     """Looks at the node again under its lock: another replica may have filled it meanwhile."""
-    live = select(AttemptRow).where(col(AttemptRow.node) == row.id, col(AttemptRow.ended).is_(False))
-    return not _misfit(placement.job.resources, _free(row, session.execute(live).scalars().all()))
+    return not _misfit(placement.job.resources, _free(row, _live(session, row)))
 
 
 def _load(session: Session) -> tuple[list[Waiting], list[Free]]:

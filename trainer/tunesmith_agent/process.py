@@ -61,7 +61,7 @@ class TrainerProcess:
 
 def _environment(gpus: Sequence[int]) -> dict[str, str]:
     # Our own settings hold tokens: they stay with the agent.
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("TUNESMITH_")}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("TUNESMITH_", "AWS_"))}
     kept["CUDA_VISIBLE_DEVICES"] = ",".join(str(gpu) for gpu in gpus)
     kept["PYTHONUNBUFFERED"] = "1"
     return kept
