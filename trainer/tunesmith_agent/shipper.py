@@ -41,6 +41,7 @@ class Shipper:
         self._log = LogTail(log_path, notes.job_id, notes.epoch, 0)
         self._sent_seq = self._stored_seq = 0
         self._stored_offset = 0
+        self._round = 0
         self._moved = time.monotonic()
         self._node_seq: int | None = None
         self._subscription: Subscription | None = None
@@ -107,7 +108,9 @@ class Shipper:
 
     async def _publish(self, subject: str, payload: bytes, msg_id: str) -> None:
         # The future may fail when the bus is away for long: the watermark stands still, and we send again.
-        future = await self._bus.publish_soon(subject, payload, msg_id, deadline=60)
+        # What is sent again gets an id of its own: a stream drops a known one even if its message is lost.
+        fresh = f"{msg_id}:{self._round}" if self._round else msg_id
+        future = await self._bus.publish_soon(subject, payload, fresh, deadline=60)
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def _hear(self, message: Message) -> None:
@@ -144,6 +147,7 @@ class Shipper:
 
     async def _send_again(self) -> None:
         self._moved = time.monotonic()
+        self._round += 1
         await self._ask()
         if self._sent_seq > self._stored_seq:
             self._reader.rewind()
