@@ -43,6 +43,11 @@ class JobEvent(_message.Message):
     CHECKPOINT_COMMITTED_FIELD_NUMBER: _builtins.int
     OUTPUT_READY_FIELD_NUMBER: _builtins.int
     STALE_REPORT_REFUSED_FIELD_NUMBER: _builtins.int
+    UPDATED_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    MOVE_REQUESTED_FIELD_NUMBER: _builtins.int
+    DRIFTED_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_EXPIRED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Id of the event, a lower-case ULID."""
     revision: _builtins.int
@@ -85,6 +90,26 @@ class JobEvent(_message.Message):
     def stale_report_refused(self) -> Global___StaleReportRefused:
         """A report of a replaced attempt was refused."""
 
+    @_builtins.property
+    def updated(self) -> Global___JobUpdated:
+        """Priority, labels or deadlines were changed."""
+
+    @_builtins.property
+    def deleted(self) -> Global___JobDeleted:
+        """The job was deleted."""
+
+    @_builtins.property
+    def move_requested(self) -> Global___JobMoveRequested:
+        """The job is to go on on another node, which fetches what it needs first."""
+
+    @_builtins.property
+    def drifted(self) -> Global___AttemptDrifted:
+        """An attempt goes on although something differs: the bits are no longer those of an undisturbed run."""
+
+    @_builtins.property
+    def checkpoint_expired(self) -> Global___CheckpointExpired:
+        """A checkpoint was let go by the retention rules."""
+
     def __init__(
         self,
         *,
@@ -102,12 +127,17 @@ class JobEvent(_message.Message):
         checkpoint_committed: Global___CheckpointCommitted | None = ...,
         output_ready: Global___JobOutputReady | None = ...,
         stale_report_refused: Global___StaleReportRefused | None = ...,
+        updated: Global___JobUpdated | None = ...,
+        deleted: Global___JobDeleted | None = ...,
+        move_requested: Global___JobMoveRequested | None = ...,
+        drifted: Global___AttemptDrifted | None = ...,
+        checkpoint_expired: Global___CheckpointExpired | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_state_changed", b"attempt_state_changed", "checkpoint_committed", b"checkpoint_committed", "created", b"created", "event", b"event", "output_ready", b"output_ready", "stale_report_refused", b"stale_report_refused", "state_changed", b"state_changed", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_state_changed", b"attempt_state_changed", "checkpoint_committed", b"checkpoint_committed", "checkpoint_expired", b"checkpoint_expired", "created", b"created", "deleted", b"deleted", "drifted", b"drifted", "event", b"event", "move_requested", b"move_requested", "output_ready", b"output_ready", "stale_report_refused", b"stale_report_refused", "state_changed", b"state_changed", "time", b"time", "updated", b"updated"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "attempt_state_changed", b"attempt_state_changed", "checkpoint_committed", b"checkpoint_committed", "created", b"created", "display_name", b"display_name", "epoch", b"epoch", "event", b"event", "event_id", b"event_id", "job", b"job", "output_ready", b"output_ready", "revision", b"revision", "stale_report_refused", b"stale_report_refused", "state_changed", b"state_changed", "time", b"time", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "attempt_state_changed", b"attempt_state_changed", "checkpoint_committed", b"checkpoint_committed", "checkpoint_expired", b"checkpoint_expired", "created", b"created", "deleted", b"deleted", "display_name", b"display_name", "drifted", b"drifted", "epoch", b"epoch", "event", b"event", "event_id", b"event_id", "job", b"job", "move_requested", b"move_requested", "output_ready", b"output_ready", "revision", b"revision", "stale_report_refused", b"stale_report_refused", "state_changed", b"state_changed", "time", b"time", "traceparent", b"traceparent", "updated", b"updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["created", "state_changed", "attempt_state_changed", "checkpoint_committed", "output_ready", "stale_report_refused"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["created", "state_changed", "attempt_state_changed", "checkpoint_committed", "output_ready", "stale_report_refused", "updated", "deleted", "move_requested", "drifted", "checkpoint_expired"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -120,9 +150,69 @@ class JobCreated(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SPEC_FIELD_NUMBER: _builtins.int
+    FORKED_FROM_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def spec(self) -> _spec_pb2.JobSpec:
         """What was asked for, with defaults filled in."""
+
+    @_builtins.property
+    def forked_from(self) -> Global___ForkOrigin:
+        """What it was forked from. Absent for a job from the beginning."""
+
+    def __init__(
+        self,
+        *,
+        spec: _spec_pb2.JobSpec | None = ...,
+        forked_from: Global___ForkOrigin | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["forked_from", b"forked_from", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forked_from", b"forked_from", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobCreated: _TypeAlias = JobCreated  # noqa: Y015
+
+@_typing.final
+class ForkOrigin(_message.Message):
+    """The checkpoint a job was forked from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """`projects/{project}/jobs/{job}` of the parent."""
+    step: _builtins.int
+    """Step of the checkpoint."""
+    digest: _builtins.str
+    """Digest of the checkpoint's manifest."""
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        step: _builtins.int = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "job", b"job", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkOrigin: _TypeAlias = ForkOrigin  # noqa: Y015
+
+@_typing.final
+class JobUpdated(_message.Message):
+    """Priority, labels or deadlines were changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def spec(self) -> _spec_pb2.JobSpec:
+        """Spec after the change."""
 
     def __init__(
         self,
@@ -135,7 +225,94 @@ class JobCreated(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___JobCreated: _TypeAlias = JobCreated  # noqa: Y015
+Global___JobUpdated: _TypeAlias = JobUpdated  # noqa: Y015
+
+@_typing.final
+class JobDeleted(_message.Message):
+    """The job was deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobDeleted: _TypeAlias = JobDeleted  # noqa: Y015
+
+@_typing.final
+class JobMoveRequested(_message.Message):
+    """The job is to go on on another node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The node it goes to."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobMoveRequested: _TypeAlias = JobMoveRequested  # noqa: Y015
+
+@_typing.final
+class AttemptDrifted(_message.Message):
+    """An attempt goes on although something differs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRIFT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def drift(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What differs, as `name: before -> now`."""
+
+    def __init__(
+        self,
+        *,
+        drift: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttemptDrifted: _TypeAlias = AttemptDrifted  # noqa: Y015
+
+@_typing.final
+class CheckpointExpired(_message.Message):
+    """A checkpoint was let go by the retention rules."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkpoint(self) -> _state_pb2.CheckpointRef:
+        """The checkpoint."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: _state_pb2.CheckpointRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointExpired: _TypeAlias = CheckpointExpired  # noqa: Y015
 
 @_typing.final
 class JobStateChanged(_message.Message):

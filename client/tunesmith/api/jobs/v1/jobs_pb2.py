@@ -22,6 +22,8 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tunesmith.api.common.v1 import common_pb2 as tunesmith_dot_api_dot_common_dot_v1_dot_common__pb2
 from tunesmith.api.common.v1 import options_pb2 as tunesmith_dot_api_dot_common_dot_v1_dot_options__pb2
@@ -30,7 +32,7 @@ from tunesmith.api.jobs.v1 import spec_pb2 as tunesmith_dot_api_dot_jobs_dot_v1_
 from tunesmith.api.jobs.v1 import state_pb2 as tunesmith_dot_api_dot_jobs_dot_v1_dot_state__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tunesmith/api/jobs/v1/jobs.proto\x12\x15tunesmith.api.jobs.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$tunesmith/api/common/v1/common.proto\x1a%tunesmith/api/common/v1/options.proto\x1a\"tunesmith/api/jobs/v1/events.proto\x1a tunesmith/api/jobs/v1/spec.proto\x1a!tunesmith/api/jobs/v1/state.proto\"\x93\x01\n\x10\x43reateJobRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x34\n\x04spec\x18\x02 \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.JobSpecB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"<\n\x11\x43reateJobResponse\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\"%\n\rGetJobRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"9\n\x0eGetJobResponse\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\"\xa4\x01\n\x0fListJobsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12 \n\tpage_size\x18\x02 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00@\x8f@\x12\x12\n\npage_token\x18\x03 \x01(\t\x12/\n\x06states\x18\x04 \x03(\x0e\x32\x1f.tunesmith.api.jobs.v1.JobState\x12\x12\n\nexperiment\x18\x05 \x01(\t\"g\n\x10ListJobsResponse\x12(\n\x04jobs\x18\x01 \x03(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\x8e\x01\n\x10\x43\x61ncelJobRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12/\n\x04mode\x18\x02 \x01(\x0e\x32!.tunesmith.api.jobs.v1.CancelMode\x12\x17\n\x06reason\x18\x03 \x01(\tB\x07\xb2\xbb\x18\x03\x38\xe8\x07\x12\x1a\n\nrequest_id\x18\x04 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"<\n\x11\x43\x61ncelJobResponse\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\"P\n\x10WatchJobsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12$\n\rfrom_revision\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\"O\n\x11WatchJobsResponse\x12(\n\x04jobs\x18\x01 \x03(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\x12\x10\n\x08revision\x18\x02 \x01(\x03\"M\n\x0fWatchJobRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12$\n\rfrom_revision\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\"M\n\x10WatchJobResponse\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\x12\x10\n\x08revision\x18\x02 \x01(\x03\"c\n\x13ListAttemptsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12 \n\tpage_size\x18\x02 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00@\x8f@\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x14ListAttemptsResponse\x12\x30\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x1e.tunesmith.api.jobs.v1.Attempt\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"d\n\x14ListJobEventsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12 \n\tpage_size\x18\x02 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00@\x8f@\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x15ListJobEventsResponse\x12/\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1f.tunesmith.api.jobs.v1.JobEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd4\x07\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12,\n\x04spec\x18\x04 \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.JobSpec\x12\x13\n\x0bspec_digest\x18\x05 \x01(\t\x12/\n\x07\x64\x65sired\x18\x06 \x01(\x0e\x32\x1e.tunesmith.api.jobs.v1.Desired\x12.\n\x05state\x18\x07 \x01(\x0e\x32\x1f.tunesmith.api.jobs.v1.JobState\x12\x38\n\x0cstate_reason\x18\x08 \x01(\x0e\x32\".tunesmith.api.jobs.v1.StateReason\x12\x0e\n\x06\x61\x63tive\x18\t \x01(\x08\x12\x10\n\x08terminal\x18\n \x01(\x08\x12\x36\n\nconditions\x18\x0b \x03(\x0b\x32\".tunesmith.api.common.v1.Condition\x12\r\n\x05\x65poch\x18\x0c \x01(\x03\x12\x31\n\x08progress\x18\r \x01(\x0b\x32\x1f.tunesmith.api.jobs.v1.Progress\x12/\n\x07\x66\x61ilure\x18\x0e \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.Failure\x12;\n\nbase_model\x18\x0f \x01(\x0b\x32\'.tunesmith.api.jobs.v1.ResolvedArtifact\x12\x38\n\x07\x64\x61taset\x18\x10 \x01(\x0b\x32\'.tunesmith.api.jobs.v1.ResolvedArtifact\x12\x38\n\ncheckpoint\x18\x11 \x01(\x0b\x32$.tunesmith.api.jobs.v1.CheckpointRef\x12\x15\n\rmodel_version\x18\x12 \x01(\t\x12.\n\x07samples\x18\x13 \x03(\x0b\x32\x1d.tunesmith.api.jobs.v1.Sample\x12\x0f\n\x07\x63reator\x18\x14 \x01(\t\x12\x13\n\x0btraceparent\x18\x15 \x01(\t\x12\x10\n\x08revision\x18\x16 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x19 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x1a \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"0\n\x10ResolvedArtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t*X\n\nCancelMode\x12\x1b\n\x17\x43\x41NCEL_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41NCEL_MODE_GRACEFUL\x10\x01\x12\x13\n\x0f\x43\x41NCEL_MODE_NOW\x10\x02\x32\xcf\t\n\nJobService\x12\x93\x01\n\tCreateJob\x12\'.tunesmith.api.jobs.v1.CreateJobRequest\x1a(.tunesmith.api.jobs.v1.CreateJobResponse\"3\xaa\xbb\x18/\n\njobs.write\x12\x04POST\x1a\x18{parent=projects/*}/jobs\"\x01*\x12\x85\x01\n\x06GetJob\x12$.tunesmith.api.jobs.v1.GetJobRequest\x1a%.tunesmith.api.jobs.v1.GetJobResponse\".\xaa\xbb\x18*\n\tjobs.read\x12\x03GET\x1a\x18{name=projects/*/jobs/*}\x12\x8b\x01\n\x08ListJobs\x12&.tunesmith.api.jobs.v1.ListJobsRequest\x1a\'.tunesmith.api.jobs.v1.ListJobsResponse\".\xaa\xbb\x18*\n\tjobs.read\x12\x03GET\x1a\x18{parent=projects/*}/jobs\x12\x9a\x01\n\tCancelJob\x12\'.tunesmith.api.jobs.v1.CancelJobRequest\x1a(.tunesmith.api.jobs.v1.CancelJobResponse\":\xaa\xbb\x18\x36\n\njobs.write\x12\x04POST\x1a\x1f{name=projects/*/jobs/*}:cancel\"\x01*\x12\x96\x01\n\tWatchJobs\x12\'.tunesmith.api.jobs.v1.WatchJobsRequest\x1a(.tunesmith.api.jobs.v1.WatchJobsResponse\"4\xaa\xbb\x18\x30\n\tjobs.read\x12\x03GET\x1a\x1e{parent=projects/*}/jobs:watch0\x01\x12\x93\x01\n\x08WatchJob\x12&.tunesmith.api.jobs.v1.WatchJobRequest\x1a\'.tunesmith.api.jobs.v1.WatchJobResponse\"4\xaa\xbb\x18\x30\n\tjobs.read\x12\x03GET\x1a\x1e{name=projects/*/jobs/*}:watch0\x01\x12\xa2\x01\n\x0cListAttempts\x12*.tunesmith.api.jobs.v1.ListAttemptsRequest\x1a+.tunesmith.api.jobs.v1.ListAttemptsResponse\"9\xaa\xbb\x18\x35\n\tjobs.read\x12\x03GET\x1a#{parent=projects/*/jobs/*}/attempts\x12\xa3\x01\n\rListJobEvents\x12+.tunesmith.api.jobs.v1.ListJobEventsRequest\x1a,.tunesmith.api.jobs.v1.ListJobEventsResponse\"7\xaa\xbb\x18\x33\n\tjobs.read\x12\x03GET\x1a!{parent=projects/*/jobs/*}/eventsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tunesmith/api/jobs/v1/jobs.proto\x12\x15tunesmith.api.jobs.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$tunesmith/api/common/v1/common.proto\x1a%tunesmith/api/common/v1/options.proto\x1a\"tunesmith/api/jobs/v1/events.proto\x1a tunesmith/api/jobs/v1/spec.proto\x1a!tunesmith/api/jobs/v1/state.proto\"\x93\x01\n\x10\x43reateJobRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x34\n\x04spec\x18\x02 \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.JobSpecB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"<\n\x11\x43reateJobResponse\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\"%\n\rGetJobRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"9\n\x0eGetJobResponse\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\"\xa4\x01\n\x0fListJobsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12 \n\tpage_size\x18\x02 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00@\x8f@\x12\x12\n\npage_token\x18\x03 \x01(\t\x12/\n\x06states\x18\x04 \x03(\x0e\x32\x1f.tunesmith.api.jobs.v1.JobState\x12\x12\n\nexperiment\x18\x05 \x01(\t\"g\n\x10ListJobsResponse\x12(\n\x04jobs\x18\x01 \x03(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xaf\x01\n\x10\x43\x61ncelJobRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12/\n\x04mode\x18\x02 \x01(\x0e\x32!.tunesmith.api.jobs.v1.CancelMode\x12\x17\n\x06reason\x18\x03 \x01(\tB\x07\xb2\xbb\x18\x03\x38\xe8\x07\x12\x1a\n\nrequest_id\x18\x04 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\x12\x1f\n\x08revision\x18\x05 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\"<\n\x11\x43\x61ncelJobResponse\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\"\xda\x01\n\x0fPauseJobRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12.\n\x04mode\x18\x02 \x01(\x0e\x32 .tunesmith.api.jobs.v1.PauseMode\x12+\n\x08\x64\x65\x61\x64line\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x06reason\x18\x04 \x01(\tB\x07\xb2\xbb\x18\x03\x38\xe8\x07\x12\x1a\n\nrequest_id\x18\x05 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\x12\x1f\n\x08revision\x18\x06 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\";\n\x10PauseJobResponse\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\"{\n\x10ResumeJobRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x14\n\x0c\x61\x63\x63\x65pt_drift\x18\x02 \x01(\x08\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\x12\x1f\n\x08revision\x18\x04 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\"<\n\x11ResumeJobResponse\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\"H\n\x14\x43heckpointJobRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1a\n\nrequest_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"@\n\x15\x43heckpointJobResponse\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\"\xe2\x01\n\x0e\x46orkJobRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12 \n\x04step\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00H\x00\x88\x01\x01\x12,\n\x04spec\x18\x03 \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.JobSpec\x12/\n\x0bupdate_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x14\n\x0c\x61\x63\x63\x65pt_drift\x18\x05 \x01(\x08\x12\x1a\n\nrequest_id\x18\x06 \x01(\tB\x06\xb2\xbb\x18\x02\x38@B\x07\n\x05_step\":\n\x0f\x46orkJobResponse\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\"y\n\x0eMoveJobRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x14\n\x04node\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\x12\x1f\n\x08revision\x18\x04 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\":\n\x0fMoveJobResponse\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\"\xd5\x02\n\x10UpdateJobRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12-\n\x08priority\x18\x02 \x01(\x05\x42\x16\xb2\xbb\x18\x12\x11\x00\x00\x00\x00\x00@\x8f\xc0\x19\x00\x00\x00\x00\x00@\x8f@H\x00\x88\x01\x01\x12K\n\x06labels\x18\x03 \x03(\x0b\x32\x33.tunesmith.api.jobs.v1.UpdateJobRequest.LabelsEntryB\x06\xb2\xbb\x18\x02@@\x12\x36\n\tdeadlines\x18\x04 \x01(\x0b\x32#.tunesmith.api.jobs.v1.DeadlineSpec\x12\x1a\n\nrequest_id\x18\x05 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\x12\x1f\n\x08revision\x18\x06 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\t_priority\"<\n\x11UpdateJobResponse\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\"e\n\x10\x44\x65leteJobRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1a\n\nrequest_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\x12\x1f\n\x08revision\x18\x03 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\"\x13\n\x11\x44\x65leteJobResponse\")\n\x11\x45xplainJobRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"\xe6\x01\n\x12\x45xplainJobResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.tunesmith.api.jobs.v1.JobState\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x36\n\x06\x63hange\x18\x04 \x01(\x0b\x32&.tunesmith.api.jobs.v1.SuggestedChange\x12\x31\n\x05nodes\x18\x05 \x03(\x0b\x32\".tunesmith.api.jobs.v1.NodeVerdict\x12\x16\n\x0equeue_position\x18\x06 \x01(\r\">\n\x0fSuggestedChange\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\":\n\x0bNodeVerdict\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"|\n\x16ListCheckpointsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12 \n\tpage_size\x18\x02 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00@\x8f@\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x14\n\x0cshow_expired\x18\x04 \x01(\x08\"m\n\x17ListCheckpointsResponse\x12\x39\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32$.tunesmith.api.jobs.v1.CheckpointRef\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"t\n\x14PinCheckpointRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1b\n\x04step\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\x12\r\n\x05unpin\x18\x03 \x01(\x08\x12\x1a\n\nrequest_id\x18\x04 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"Q\n\x15PinCheckpointResponse\x12\x38\n\ncheckpoint\x18\x01 \x01(\x0b\x32$.tunesmith.api.jobs.v1.CheckpointRef\"\'\n\x0fGetQuotaRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"?\n\x10GetQuotaResponse\x12+\n\x05quota\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.jobs.v1.Quota\"b\n\x0fSetQuotaRequest\x12\x33\n\x05quota\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.jobs.v1.QuotaB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1a\n\nrequest_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"?\n\x10SetQuotaResponse\x12+\n\x05quota\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.jobs.v1.Quota\"\xfe\x02\n\x05Quota\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x8c\x01\n\x10max_running_jobs\x18\x02 \x01(\rBm\xb2\xbb\x18i\x11\x00\x00\x00\x00\x00\x00\xf0?J^give 1 or more, or leave it out for no limit; to keep a project from starting jobs, pause themH\x00\x88\x01\x01\x12R\n\x08max_gpus\x18\x03 \x01(\rB;\xb2\xbb\x18\x37\x11\x00\x00\x00\x00\x00\x00\xf0?J,give 1 or more, or leave it out for no limitH\x01\x88\x01\x01\x12+\n\x06weight\x18\x04 \x01(\x01\x42\x16\xb2\xbb\x18\x12\x19\x00\x00\x00\x00\x80\x84.A!\x00\x00\x00\x00\x00\x00\x00\x00H\x02\x88\x01\x01\x12\x14\n\x0crunning_jobs\x18\x05 \x01(\r\x12\x0c\n\x04gpus\x18\x06 \x01(\rB\x13\n\x11_max_running_jobsB\x0b\n\t_max_gpusB\t\n\x07_weight\"P\n\x10WatchJobsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12$\n\rfrom_revision\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\"O\n\x11WatchJobsResponse\x12(\n\x04jobs\x18\x01 \x03(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\x12\x10\n\x08revision\x18\x02 \x01(\x03\"M\n\x0fWatchJobRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12$\n\rfrom_revision\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\"M\n\x10WatchJobResponse\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\x12\x10\n\x08revision\x18\x02 \x01(\x03\"c\n\x13ListAttemptsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12 \n\tpage_size\x18\x02 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00@\x8f@\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x14ListAttemptsResponse\x12\x30\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x1e.tunesmith.api.jobs.v1.Attempt\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"d\n\x14ListJobEventsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12 \n\tpage_size\x18\x02 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00@\x8f@\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x15ListJobEventsResponse\x12/\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1f.tunesmith.api.jobs.v1.JobEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9b\t\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12,\n\x04spec\x18\x04 \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.JobSpec\x12\x13\n\x0bspec_digest\x18\x05 \x01(\t\x12/\n\x07\x64\x65sired\x18\x06 \x01(\x0e\x32\x1e.tunesmith.api.jobs.v1.Desired\x12.\n\x05state\x18\x07 \x01(\x0e\x32\x1f.tunesmith.api.jobs.v1.JobState\x12\x38\n\x0cstate_reason\x18\x08 \x01(\x0e\x32\".tunesmith.api.jobs.v1.StateReason\x12\x0e\n\x06\x61\x63tive\x18\t \x01(\x08\x12\x10\n\x08terminal\x18\n \x01(\x08\x12\x36\n\nconditions\x18\x0b \x03(\x0b\x32\".tunesmith.api.common.v1.Condition\x12\r\n\x05\x65poch\x18\x0c \x01(\x03\x12\x31\n\x08progress\x18\r \x01(\x0b\x32\x1f.tunesmith.api.jobs.v1.Progress\x12/\n\x07\x66\x61ilure\x18\x0e \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.Failure\x12;\n\nbase_model\x18\x0f \x01(\x0b\x32\'.tunesmith.api.jobs.v1.ResolvedArtifact\x12\x38\n\x07\x64\x61taset\x18\x10 \x01(\x0b\x32\'.tunesmith.api.jobs.v1.ResolvedArtifact\x12\x38\n\ncheckpoint\x18\x11 \x01(\x0b\x32$.tunesmith.api.jobs.v1.CheckpointRef\x12\x15\n\rmodel_version\x18\x12 \x01(\t\x12.\n\x07samples\x18\x13 \x03(\x0b\x32\x1d.tunesmith.api.jobs.v1.Sample\x12\x0f\n\x07\x63reator\x18\x14 \x01(\t\x12\x13\n\x0btraceparent\x18\x15 \x01(\t\x12\x10\n\x08revision\x18\x16 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x19 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x1a \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x0b\x66orked_from\x18\x1b \x01(\x0b\x32!.tunesmith.api.jobs.v1.ForkOrigin\x12)\n\x04move\x18\x1c \x01(\x0b\x32\x1b.tunesmith.api.jobs.v1.Move\x12\x14\n\x0c\x61\x63\x63\x65pt_drift\x18\x1d \x01(\x08\x12/\n\x0b\x64\x65lete_time\x18\x1e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13micro_batch_divisor\x18\x1f \x01(\r\"V\n\x04Move\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08prepared\x18\x02 \x01(\x08\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"0\n\x10ResolvedArtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t*X\n\nCancelMode\x12\x1b\n\x17\x43\x41NCEL_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41NCEL_MODE_GRACEFUL\x10\x01\x12\x13\n\x0f\x43\x41NCEL_MODE_NOW\x10\x02*S\n\tPauseMode\x12\x1a\n\x16PAUSE_MODE_UNSPECIFIED\x10\x00\x12\x13\n\x0fPAUSE_MODE_SAVE\x10\x01\x12\x15\n\x11PAUSE_MODE_LATEST\x10\x02\x32\xaf\x18\n\nJobService\x12\x93\x01\n\tCreateJob\x12\'.tunesmith.api.jobs.v1.CreateJobRequest\x1a(.tunesmith.api.jobs.v1.CreateJobResponse\"3\xaa\xbb\x18/\n\njobs.write\x12\x04POST\x1a\x18{parent=projects/*}/jobs\"\x01*\x12\x85\x01\n\x06GetJob\x12$.tunesmith.api.jobs.v1.GetJobRequest\x1a%.tunesmith.api.jobs.v1.GetJobResponse\".\xaa\xbb\x18*\n\tjobs.read\x12\x03GET\x1a\x18{name=projects/*/jobs/*}\x12\x8b\x01\n\x08ListJobs\x12&.tunesmith.api.jobs.v1.ListJobsRequest\x1a\'.tunesmith.api.jobs.v1.ListJobsResponse\".\xaa\xbb\x18*\n\tjobs.read\x12\x03GET\x1a\x18{parent=projects/*}/jobs\x12\x9a\x01\n\tCancelJob\x12\'.tunesmith.api.jobs.v1.CancelJobRequest\x1a(.tunesmith.api.jobs.v1.CancelJobResponse\":\xaa\xbb\x18\x36\n\njobs.write\x12\x04POST\x1a\x1f{name=projects/*/jobs/*}:cancel\"\x01*\x12\x96\x01\n\x08PauseJob\x12&.tunesmith.api.jobs.v1.PauseJobRequest\x1a\'.tunesmith.api.jobs.v1.PauseJobResponse\"9\xaa\xbb\x18\x35\n\njobs.write\x12\x04POST\x1a\x1e{name=projects/*/jobs/*}:pause\"\x01*\x12\x9a\x01\n\tResumeJob\x12\'.tunesmith.api.jobs.v1.ResumeJobRequest\x1a(.tunesmith.api.jobs.v1.ResumeJobResponse\":\xaa\xbb\x18\x36\n\njobs.write\x12\x04POST\x1a\x1f{name=projects/*/jobs/*}:resume\"\x01*\x12\xaa\x01\n\rCheckpointJob\x12+.tunesmith.api.jobs.v1.CheckpointJobRequest\x1a,.tunesmith.api.jobs.v1.CheckpointJobResponse\">\xaa\xbb\x18:\n\njobs.write\x12\x04POST\x1a#{name=projects/*/jobs/*}:checkpoint\"\x01*\x12\x92\x01\n\x07\x46orkJob\x12%.tunesmith.api.jobs.v1.ForkJobRequest\x1a&.tunesmith.api.jobs.v1.ForkJobResponse\"8\xaa\xbb\x18\x34\n\njobs.write\x12\x04POST\x1a\x1d{name=projects/*/jobs/*}:fork\"\x01*\x12\x92\x01\n\x07MoveJob\x12%.tunesmith.api.jobs.v1.MoveJobRequest\x1a&.tunesmith.api.jobs.v1.MoveJobResponse\"8\xaa\xbb\x18\x34\n\njobs.write\x12\x04POST\x1a\x1d{name=projects/*/jobs/*}:move\"\x01*\x12\x94\x01\n\tUpdateJob\x12\'.tunesmith.api.jobs.v1.UpdateJobRequest\x1a(.tunesmith.api.jobs.v1.UpdateJobResponse\"4\xaa\xbb\x18\x30\n\njobs.write\x12\x05PATCH\x1a\x18{name=projects/*/jobs/*}\"\x01*\x12\x92\x01\n\tDeleteJob\x12\'.tunesmith.api.jobs.v1.DeleteJobRequest\x1a(.tunesmith.api.jobs.v1.DeleteJobResponse\"2\xaa\xbb\x18.\n\njobs.write\x12\x06\x44\x45LETE\x1a\x18{name=projects/*/jobs/*}\x12\x99\x01\n\nExplainJob\x12(.tunesmith.api.jobs.v1.ExplainJobRequest\x1a).tunesmith.api.jobs.v1.ExplainJobResponse\"6\xaa\xbb\x18\x32\n\tjobs.read\x12\x03GET\x1a {name=projects/*/jobs/*}:explain\x12\xae\x01\n\x0fListCheckpoints\x12-.tunesmith.api.jobs.v1.ListCheckpointsRequest\x1a..tunesmith.api.jobs.v1.ListCheckpointsResponse\"<\xaa\xbb\x18\x38\n\tjobs.read\x12\x03GET\x1a&{parent=projects/*/jobs/*}/checkpoints\x12\xad\x01\n\rPinCheckpoint\x12+.tunesmith.api.jobs.v1.PinCheckpointRequest\x1a,.tunesmith.api.jobs.v1.PinCheckpointResponse\"A\xaa\xbb\x18=\n\njobs.write\x12\x04POST\x1a&{name=projects/*/jobs/*}:pinCheckpoint\"\x01*\x12\x8a\x01\n\x08GetQuota\x12&.tunesmith.api.jobs.v1.GetQuotaRequest\x1a\'.tunesmith.api.jobs.v1.GetQuotaResponse\"-\xaa\xbb\x18)\n\tjobs.read\x12\x03GET\x1a\x17{name=projects/*/quota}\x12\x9a\x01\n\x08SetQuota\x12&.tunesmith.api.jobs.v1.SetQuotaRequest\x1a\'.tunesmith.api.jobs.v1.SetQuotaResponse\"=\xaa\xbb\x18\x39\n\x0cquotas.write\x12\x03PUT\x1a\x1d{quota.name=projects/*/quota}\"\x05quota\x12\x96\x01\n\tWatchJobs\x12\'.tunesmith.api.jobs.v1.WatchJobsRequest\x1a(.tunesmith.api.jobs.v1.WatchJobsResponse\"4\xaa\xbb\x18\x30\n\tjobs.read\x12\x03GET\x1a\x1e{parent=projects/*}/jobs:watch0\x01\x12\x93\x01\n\x08WatchJob\x12&.tunesmith.api.jobs.v1.WatchJobRequest\x1a\'.tunesmith.api.jobs.v1.WatchJobResponse\"4\xaa\xbb\x18\x30\n\tjobs.read\x12\x03GET\x1a\x1e{name=projects/*/jobs/*}:watch0\x01\x12\xa2\x01\n\x0cListAttempts\x12*.tunesmith.api.jobs.v1.ListAttemptsRequest\x1a+.tunesmith.api.jobs.v1.ListAttemptsResponse\"9\xaa\xbb\x18\x35\n\tjobs.read\x12\x03GET\x1a#{parent=projects/*/jobs/*}/attempts\x12\xa3\x01\n\rListJobEvents\x12+.tunesmith.api.jobs.v1.ListJobEventsRequest\x1a,.tunesmith.api.jobs.v1.ListJobEventsResponse\"7\xaa\xbb\x18\x33\n\tjobs.read\x12\x03GET\x1a!{parent=projects/*/jobs/*}/eventsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,6 +57,84 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELJOBREQUEST'].fields_by_name['reason']._serialized_options = b'\262\273\030\0038\350\007'
   _globals['_CANCELJOBREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CANCELJOBREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\0028@'
+  _globals['_CANCELJOBREQUEST'].fields_by_name['revision']._loaded_options = None
+  _globals['_CANCELJOBREQUEST'].fields_by_name['revision']._serialized_options = b'\262\273\030\t\021\000\000\000\000\000\000\000\000'
+  _globals['_PAUSEJOBREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_PAUSEJOBREQUEST'].fields_by_name['name']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_PAUSEJOBREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_PAUSEJOBREQUEST'].fields_by_name['reason']._serialized_options = b'\262\273\030\0038\350\007'
+  _globals['_PAUSEJOBREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_PAUSEJOBREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\0028@'
+  _globals['_PAUSEJOBREQUEST'].fields_by_name['revision']._loaded_options = None
+  _globals['_PAUSEJOBREQUEST'].fields_by_name['revision']._serialized_options = b'\262\273\030\t\021\000\000\000\000\000\000\000\000'
+  _globals['_RESUMEJOBREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_RESUMEJOBREQUEST'].fields_by_name['name']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_RESUMEJOBREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_RESUMEJOBREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\0028@'
+  _globals['_RESUMEJOBREQUEST'].fields_by_name['revision']._loaded_options = None
+  _globals['_RESUMEJOBREQUEST'].fields_by_name['revision']._serialized_options = b'\262\273\030\t\021\000\000\000\000\000\000\000\000'
+  _globals['_CHECKPOINTJOBREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_CHECKPOINTJOBREQUEST'].fields_by_name['name']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_CHECKPOINTJOBREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_CHECKPOINTJOBREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\0028@'
+  _globals['_FORKJOBREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_FORKJOBREQUEST'].fields_by_name['name']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_FORKJOBREQUEST'].fields_by_name['step']._loaded_options = None
+  _globals['_FORKJOBREQUEST'].fields_by_name['step']._serialized_options = b'\262\273\030\t\021\000\000\000\000\000\000\000\000'
+  _globals['_FORKJOBREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_FORKJOBREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\0028@'
+  _globals['_MOVEJOBREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_MOVEJOBREQUEST'].fields_by_name['name']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_MOVEJOBREQUEST'].fields_by_name['node']._loaded_options = None
+  _globals['_MOVEJOBREQUEST'].fields_by_name['node']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_MOVEJOBREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_MOVEJOBREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\0028@'
+  _globals['_MOVEJOBREQUEST'].fields_by_name['revision']._loaded_options = None
+  _globals['_MOVEJOBREQUEST'].fields_by_name['revision']._serialized_options = b'\262\273\030\t\021\000\000\000\000\000\000\000\000'
+  _globals['_UPDATEJOBREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_UPDATEJOBREQUEST_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_UPDATEJOBREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_UPDATEJOBREQUEST'].fields_by_name['name']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_UPDATEJOBREQUEST'].fields_by_name['priority']._loaded_options = None
+  _globals['_UPDATEJOBREQUEST'].fields_by_name['priority']._serialized_options = b'\262\273\030\022\021\000\000\000\000\000@\217\300\031\000\000\000\000\000@\217@'
+  _globals['_UPDATEJOBREQUEST'].fields_by_name['labels']._loaded_options = None
+  _globals['_UPDATEJOBREQUEST'].fields_by_name['labels']._serialized_options = b'\262\273\030\002@@'
+  _globals['_UPDATEJOBREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_UPDATEJOBREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\0028@'
+  _globals['_UPDATEJOBREQUEST'].fields_by_name['revision']._loaded_options = None
+  _globals['_UPDATEJOBREQUEST'].fields_by_name['revision']._serialized_options = b'\262\273\030\t\021\000\000\000\000\000\000\000\000'
+  _globals['_DELETEJOBREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_DELETEJOBREQUEST'].fields_by_name['name']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_DELETEJOBREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_DELETEJOBREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\0028@'
+  _globals['_DELETEJOBREQUEST'].fields_by_name['revision']._loaded_options = None
+  _globals['_DELETEJOBREQUEST'].fields_by_name['revision']._serialized_options = b'\262\273\030\t\021\000\000\000\000\000\000\000\000'
+  _globals['_EXPLAINJOBREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_EXPLAINJOBREQUEST'].fields_by_name['name']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_LISTCHECKPOINTSREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_LISTCHECKPOINTSREQUEST'].fields_by_name['parent']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_LISTCHECKPOINTSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTCHECKPOINTSREQUEST'].fields_by_name['page_size']._serialized_options = b'\262\273\030\t\031\000\000\000\000\000@\217@'
+  _globals['_PINCHECKPOINTREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_PINCHECKPOINTREQUEST'].fields_by_name['name']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_PINCHECKPOINTREQUEST'].fields_by_name['step']._loaded_options = None
+  _globals['_PINCHECKPOINTREQUEST'].fields_by_name['step']._serialized_options = b'\262\273\030\t\021\000\000\000\000\000\000\000\000'
+  _globals['_PINCHECKPOINTREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_PINCHECKPOINTREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\0028@'
+  _globals['_GETQUOTAREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_GETQUOTAREQUEST'].fields_by_name['name']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_SETQUOTAREQUEST'].fields_by_name['quota']._loaded_options = None
+  _globals['_SETQUOTAREQUEST'].fields_by_name['quota']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_SETQUOTAREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_SETQUOTAREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\0028@'
+  _globals['_QUOTA'].fields_by_name['name']._loaded_options = None
+  _globals['_QUOTA'].fields_by_name['name']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_QUOTA'].fields_by_name['max_running_jobs']._loaded_options = None
+  _globals['_QUOTA'].fields_by_name['max_running_jobs']._serialized_options = b'\262\273\030i\021\000\000\000\000\000\000\360?J^give 1 or more, or leave it out for no limit; to keep a project from starting jobs, pause them'
+  _globals['_QUOTA'].fields_by_name['max_gpus']._loaded_options = None
+  _globals['_QUOTA'].fields_by_name['max_gpus']._serialized_options = b'\262\273\0307\021\000\000\000\000\000\000\360?J,give 1 or more, or leave it out for no limit'
+  _globals['_QUOTA'].fields_by_name['weight']._loaded_options = None
+  _globals['_QUOTA'].fields_by_name['weight']._serialized_options = b'\262\273\030\022\031\000\000\000\000\200\204.A!\000\000\000\000\000\000\000\000'
   _globals['_WATCHJOBSREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_WATCHJOBSREQUEST'].fields_by_name['parent']._serialized_options = b'\262\273\030\002\010\001'
   _globals['_WATCHJOBSREQUEST'].fields_by_name['from_revision']._loaded_options = None
@@ -79,6 +159,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBSERVICE'].methods_by_name['ListJobs']._serialized_options = b'\252\273\030*\n\tjobs.read\022\003GET\032\030{parent=projects/*}/jobs'
   _globals['_JOBSERVICE'].methods_by_name['CancelJob']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['CancelJob']._serialized_options = b'\252\273\0306\n\njobs.write\022\004POST\032\037{name=projects/*/jobs/*}:cancel\"\001*'
+  _globals['_JOBSERVICE'].methods_by_name['PauseJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['PauseJob']._serialized_options = b'\252\273\0305\n\njobs.write\022\004POST\032\036{name=projects/*/jobs/*}:pause\"\001*'
+  _globals['_JOBSERVICE'].methods_by_name['ResumeJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['ResumeJob']._serialized_options = b'\252\273\0306\n\njobs.write\022\004POST\032\037{name=projects/*/jobs/*}:resume\"\001*'
+  _globals['_JOBSERVICE'].methods_by_name['CheckpointJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['CheckpointJob']._serialized_options = b'\252\273\030:\n\njobs.write\022\004POST\032#{name=projects/*/jobs/*}:checkpoint\"\001*'
+  _globals['_JOBSERVICE'].methods_by_name['ForkJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['ForkJob']._serialized_options = b'\252\273\0304\n\njobs.write\022\004POST\032\035{name=projects/*/jobs/*}:fork\"\001*'
+  _globals['_JOBSERVICE'].methods_by_name['MoveJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['MoveJob']._serialized_options = b'\252\273\0304\n\njobs.write\022\004POST\032\035{name=projects/*/jobs/*}:move\"\001*'
+  _globals['_JOBSERVICE'].methods_by_name['UpdateJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['UpdateJob']._serialized_options = b'\252\273\0300\n\njobs.write\022\005PATCH\032\030{name=projects/*/jobs/*}\"\001*'
+  _globals['_JOBSERVICE'].methods_by_name['DeleteJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['DeleteJob']._serialized_options = b'\252\273\030.\n\njobs.write\022\006DELETE\032\030{name=projects/*/jobs/*}'
+  _globals['_JOBSERVICE'].methods_by_name['ExplainJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['ExplainJob']._serialized_options = b'\252\273\0302\n\tjobs.read\022\003GET\032 {name=projects/*/jobs/*}:explain'
+  _globals['_JOBSERVICE'].methods_by_name['ListCheckpoints']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['ListCheckpoints']._serialized_options = b'\252\273\0308\n\tjobs.read\022\003GET\032&{parent=projects/*/jobs/*}/checkpoints'
+  _globals['_JOBSERVICE'].methods_by_name['PinCheckpoint']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['PinCheckpoint']._serialized_options = b'\252\273\030=\n\njobs.write\022\004POST\032&{name=projects/*/jobs/*}:pinCheckpoint\"\001*'
+  _globals['_JOBSERVICE'].methods_by_name['GetQuota']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['GetQuota']._serialized_options = b'\252\273\030)\n\tjobs.read\022\003GET\032\027{name=projects/*/quota}'
+  _globals['_JOBSERVICE'].methods_by_name['SetQuota']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['SetQuota']._serialized_options = b'\252\273\0309\n\014quotas.write\022\003PUT\032\035{quota.name=projects/*/quota}\"\005quota'
   _globals['_JOBSERVICE'].methods_by_name['WatchJobs']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['WatchJobs']._serialized_options = b'\252\273\0300\n\tjobs.read\022\003GET\032\036{parent=projects/*}/jobs:watch'
   _globals['_JOBSERVICE'].methods_by_name['WatchJob']._loaded_options = None
@@ -87,44 +191,104 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBSERVICE'].methods_by_name['ListAttempts']._serialized_options = b'\252\273\0305\n\tjobs.read\022\003GET\032#{parent=projects/*/jobs/*}/attempts'
   _globals['_JOBSERVICE'].methods_by_name['ListJobEvents']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['ListJobEvents']._serialized_options = b'\252\273\0303\n\tjobs.read\022\003GET\032!{parent=projects/*/jobs/*}/events'
-  _globals['_CANCELMODE']._serialized_start=2818
-  _globals['_CANCELMODE']._serialized_end=2906
-  _globals['_CREATEJOBREQUEST']._serialized_start=275
-  _globals['_CREATEJOBREQUEST']._serialized_end=422
-  _globals['_CREATEJOBRESPONSE']._serialized_start=424
-  _globals['_CREATEJOBRESPONSE']._serialized_end=484
-  _globals['_GETJOBREQUEST']._serialized_start=486
-  _globals['_GETJOBREQUEST']._serialized_end=523
-  _globals['_GETJOBRESPONSE']._serialized_start=525
-  _globals['_GETJOBRESPONSE']._serialized_end=582
-  _globals['_LISTJOBSREQUEST']._serialized_start=585
-  _globals['_LISTJOBSREQUEST']._serialized_end=749
-  _globals['_LISTJOBSRESPONSE']._serialized_start=751
-  _globals['_LISTJOBSRESPONSE']._serialized_end=854
-  _globals['_CANCELJOBREQUEST']._serialized_start=857
-  _globals['_CANCELJOBREQUEST']._serialized_end=999
-  _globals['_CANCELJOBRESPONSE']._serialized_start=1001
-  _globals['_CANCELJOBRESPONSE']._serialized_end=1061
-  _globals['_WATCHJOBSREQUEST']._serialized_start=1063
-  _globals['_WATCHJOBSREQUEST']._serialized_end=1143
-  _globals['_WATCHJOBSRESPONSE']._serialized_start=1145
-  _globals['_WATCHJOBSRESPONSE']._serialized_end=1224
-  _globals['_WATCHJOBREQUEST']._serialized_start=1226
-  _globals['_WATCHJOBREQUEST']._serialized_end=1303
-  _globals['_WATCHJOBRESPONSE']._serialized_start=1305
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1382
-  _globals['_LISTATTEMPTSREQUEST']._serialized_start=1384
-  _globals['_LISTATTEMPTSREQUEST']._serialized_end=1483
-  _globals['_LISTATTEMPTSRESPONSE']._serialized_start=1485
-  _globals['_LISTATTEMPTSRESPONSE']._serialized_end=1582
-  _globals['_LISTJOBEVENTSREQUEST']._serialized_start=1584
-  _globals['_LISTJOBEVENTSREQUEST']._serialized_end=1684
-  _globals['_LISTJOBEVENTSRESPONSE']._serialized_start=1686
-  _globals['_LISTJOBEVENTSRESPONSE']._serialized_end=1783
-  _globals['_JOB']._serialized_start=1786
-  _globals['_JOB']._serialized_end=2766
-  _globals['_RESOLVEDARTIFACT']._serialized_start=2768
-  _globals['_RESOLVEDARTIFACT']._serialized_end=2816
-  _globals['_JOBSERVICE']._serialized_start=2909
-  _globals['_JOBSERVICE']._serialized_end=4140
+  _globals['_CANCELMODE']._serialized_start=6309
+  _globals['_CANCELMODE']._serialized_end=6397
+  _globals['_PAUSEMODE']._serialized_start=6399
+  _globals['_PAUSEMODE']._serialized_end=6482
+  _globals['_CREATEJOBREQUEST']._serialized_start=341
+  _globals['_CREATEJOBREQUEST']._serialized_end=488
+  _globals['_CREATEJOBRESPONSE']._serialized_start=490
+  _globals['_CREATEJOBRESPONSE']._serialized_end=550
+  _globals['_GETJOBREQUEST']._serialized_start=552
+  _globals['_GETJOBREQUEST']._serialized_end=589
+  _globals['_GETJOBRESPONSE']._serialized_start=591
+  _globals['_GETJOBRESPONSE']._serialized_end=648
+  _globals['_LISTJOBSREQUEST']._serialized_start=651
+  _globals['_LISTJOBSREQUEST']._serialized_end=815
+  _globals['_LISTJOBSRESPONSE']._serialized_start=817
+  _globals['_LISTJOBSRESPONSE']._serialized_end=920
+  _globals['_CANCELJOBREQUEST']._serialized_start=923
+  _globals['_CANCELJOBREQUEST']._serialized_end=1098
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1100
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1160
+  _globals['_PAUSEJOBREQUEST']._serialized_start=1163
+  _globals['_PAUSEJOBREQUEST']._serialized_end=1381
+  _globals['_PAUSEJOBRESPONSE']._serialized_start=1383
+  _globals['_PAUSEJOBRESPONSE']._serialized_end=1442
+  _globals['_RESUMEJOBREQUEST']._serialized_start=1444
+  _globals['_RESUMEJOBREQUEST']._serialized_end=1567
+  _globals['_RESUMEJOBRESPONSE']._serialized_start=1569
+  _globals['_RESUMEJOBRESPONSE']._serialized_end=1629
+  _globals['_CHECKPOINTJOBREQUEST']._serialized_start=1631
+  _globals['_CHECKPOINTJOBREQUEST']._serialized_end=1703
+  _globals['_CHECKPOINTJOBRESPONSE']._serialized_start=1705
+  _globals['_CHECKPOINTJOBRESPONSE']._serialized_end=1769
+  _globals['_FORKJOBREQUEST']._serialized_start=1772
+  _globals['_FORKJOBREQUEST']._serialized_end=1998
+  _globals['_FORKJOBRESPONSE']._serialized_start=2000
+  _globals['_FORKJOBRESPONSE']._serialized_end=2058
+  _globals['_MOVEJOBREQUEST']._serialized_start=2060
+  _globals['_MOVEJOBREQUEST']._serialized_end=2181
+  _globals['_MOVEJOBRESPONSE']._serialized_start=2183
+  _globals['_MOVEJOBRESPONSE']._serialized_end=2241
+  _globals['_UPDATEJOBREQUEST']._serialized_start=2244
+  _globals['_UPDATEJOBREQUEST']._serialized_end=2585
+  _globals['_UPDATEJOBREQUEST_LABELSENTRY']._serialized_start=2527
+  _globals['_UPDATEJOBREQUEST_LABELSENTRY']._serialized_end=2572
+  _globals['_UPDATEJOBRESPONSE']._serialized_start=2587
+  _globals['_UPDATEJOBRESPONSE']._serialized_end=2647
+  _globals['_DELETEJOBREQUEST']._serialized_start=2649
+  _globals['_DELETEJOBREQUEST']._serialized_end=2750
+  _globals['_DELETEJOBRESPONSE']._serialized_start=2752
+  _globals['_DELETEJOBRESPONSE']._serialized_end=2771
+  _globals['_EXPLAINJOBREQUEST']._serialized_start=2773
+  _globals['_EXPLAINJOBREQUEST']._serialized_end=2814
+  _globals['_EXPLAINJOBRESPONSE']._serialized_start=2817
+  _globals['_EXPLAINJOBRESPONSE']._serialized_end=3047
+  _globals['_SUGGESTEDCHANGE']._serialized_start=3049
+  _globals['_SUGGESTEDCHANGE']._serialized_end=3111
+  _globals['_NODEVERDICT']._serialized_start=3113
+  _globals['_NODEVERDICT']._serialized_end=3171
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=3173
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=3297
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=3299
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=3408
+  _globals['_PINCHECKPOINTREQUEST']._serialized_start=3410
+  _globals['_PINCHECKPOINTREQUEST']._serialized_end=3526
+  _globals['_PINCHECKPOINTRESPONSE']._serialized_start=3528
+  _globals['_PINCHECKPOINTRESPONSE']._serialized_end=3609
+  _globals['_GETQUOTAREQUEST']._serialized_start=3611
+  _globals['_GETQUOTAREQUEST']._serialized_end=3650
+  _globals['_GETQUOTARESPONSE']._serialized_start=3652
+  _globals['_GETQUOTARESPONSE']._serialized_end=3715
+  _globals['_SETQUOTAREQUEST']._serialized_start=3717
+  _globals['_SETQUOTAREQUEST']._serialized_end=3815
+  _globals['_SETQUOTARESPONSE']._serialized_start=3817
+  _globals['_SETQUOTARESPONSE']._serialized_end=3880
+  _globals['_QUOTA']._serialized_start=3883
+  _globals['_QUOTA']._serialized_end=4265
+  _globals['_WATCHJOBSREQUEST']._serialized_start=4267
+  _globals['_WATCHJOBSREQUEST']._serialized_end=4347
+  _globals['_WATCHJOBSRESPONSE']._serialized_start=4349
+  _globals['_WATCHJOBSRESPONSE']._serialized_end=4428
+  _globals['_WATCHJOBREQUEST']._serialized_start=4430
+  _globals['_WATCHJOBREQUEST']._serialized_end=4507
+  _globals['_WATCHJOBRESPONSE']._serialized_start=4509
+  _globals['_WATCHJOBRESPONSE']._serialized_end=4586
+  _globals['_LISTATTEMPTSREQUEST']._serialized_start=4588
+  _globals['_LISTATTEMPTSREQUEST']._serialized_end=4687
+  _globals['_LISTATTEMPTSRESPONSE']._serialized_start=4689
+  _globals['_LISTATTEMPTSRESPONSE']._serialized_end=4786
+  _globals['_LISTJOBEVENTSREQUEST']._serialized_start=4788
+  _globals['_LISTJOBEVENTSREQUEST']._serialized_end=4888
+  _globals['_LISTJOBEVENTSRESPONSE']._serialized_start=4890
+  _globals['_LISTJOBEVENTSRESPONSE']._serialized_end=4987
+  _globals['_JOB']._serialized_start=4990
+  _globals['_JOB']._serialized_end=6169
+  _globals['_MOVE']._serialized_start=6171
+  _globals['_MOVE']._serialized_end=6257
+  _globals['_RESOLVEDARTIFACT']._serialized_start=6259
+  _globals['_RESOLVEDARTIFACT']._serialized_end=6307
+  _globals['_JOBSERVICE']._serialized_start=6485
+  _globals['_JOBSERVICE']._serialized_end=9604
 # @@protoc_insertion_point(module_scope)

@@ -55,6 +55,66 @@ class JobServiceStub(object):
                 request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.PauseJob = channel.unary_unary(
+                '/tunesmith.api.jobs.v1.JobService/PauseJob',
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PauseJobRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PauseJobResponse.FromString,
+                _registered_method=True)
+        self.ResumeJob = channel.unary_unary(
+                '/tunesmith.api.jobs.v1.JobService/ResumeJob',
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ResumeJobResponse.FromString,
+                _registered_method=True)
+        self.CheckpointJob = channel.unary_unary(
+                '/tunesmith.api.jobs.v1.JobService/CheckpointJob',
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.CheckpointJobRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.CheckpointJobResponse.FromString,
+                _registered_method=True)
+        self.ForkJob = channel.unary_unary(
+                '/tunesmith.api.jobs.v1.JobService/ForkJob',
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ForkJobRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ForkJobResponse.FromString,
+                _registered_method=True)
+        self.MoveJob = channel.unary_unary(
+                '/tunesmith.api.jobs.v1.JobService/MoveJob',
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.MoveJobRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.MoveJobResponse.FromString,
+                _registered_method=True)
+        self.UpdateJob = channel.unary_unary(
+                '/tunesmith.api.jobs.v1.JobService/UpdateJob',
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.UpdateJobRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.UpdateJobResponse.FromString,
+                _registered_method=True)
+        self.DeleteJob = channel.unary_unary(
+                '/tunesmith.api.jobs.v1.JobService/DeleteJob',
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.DeleteJobResponse.FromString,
+                _registered_method=True)
+        self.ExplainJob = channel.unary_unary(
+                '/tunesmith.api.jobs.v1.JobService/ExplainJob',
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ExplainJobRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ExplainJobResponse.FromString,
+                _registered_method=True)
+        self.ListCheckpoints = channel.unary_unary(
+                '/tunesmith.api.jobs.v1.JobService/ListCheckpoints',
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ListCheckpointsRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ListCheckpointsResponse.FromString,
+                _registered_method=True)
+        self.PinCheckpoint = channel.unary_unary(
+                '/tunesmith.api.jobs.v1.JobService/PinCheckpoint',
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PinCheckpointRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PinCheckpointResponse.FromString,
+                _registered_method=True)
+        self.GetQuota = channel.unary_unary(
+                '/tunesmith.api.jobs.v1.JobService/GetQuota',
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.GetQuotaRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.GetQuotaResponse.FromString,
+                _registered_method=True)
+        self.SetQuota = channel.unary_unary(
+                '/tunesmith.api.jobs.v1.JobService/SetQuota',
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.SetQuotaRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.SetQuotaResponse.FromString,
+                _registered_method=True)
         self.WatchJobs = channel.unary_stream(
                 '/tunesmith.api.jobs.v1.JobService/WatchJobs',
                 request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.WatchJobsRequest.SerializeToString,
@@ -112,6 +172,95 @@ class JobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseJob(self, request, context):
+        """Rests a job with a checkpoint and gives its nodes back. Pausing a job that is being paused is
+        harmless; a finished one refuses with FAILED_PRECONDITION. A pause that takes longer than its
+        deadline falls back to the last committed checkpoint; it never fails the job.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeJob(self, request, context):
+        """Queues a paused job again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckpointJob(self, request, context):
+        """Asks a running job for a durable checkpoint; it goes on. The outcome is in ListCheckpoints.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForkJob(self, request, context):
+        """Makes a new job that goes on from a checkpoint of another, with edits to its spec. Without edits it
+        ends with the same weights as its parent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveJob(self, request, context):
+        """Takes a running job to another node: the target fetches model, data and checkpoint while the job
+        trains on, then it changes over at a step boundary.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateJob(self, request, context):
+        """Changes what may change in a job: priority, labels, deadlines. The scheduler's next pass sees it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteJob(self, request, context):
+        """Hides a finished job for good. Its versions and curves stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainJob(self, request, context):
+        """Says why a job does not run: the rule that blocks it on each node, and the smallest change that
+        would start it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCheckpoints(self, request, context):
+        """Lists the checkpoints of a job, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinCheckpoint(self, request, context):
+        """Keeps a checkpoint whatever the retention rules say, or lets it go again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetQuota(self, request, context):
+        """Returns a project's quota and what it uses of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetQuota(self, request, context):
+        """Sets a project's quota. A quota below what is in use stops new starts; nothing is killed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchJobs(self, request, context):
         """Streams jobs as they change: first those changed after `from_revision`, then each change.
         Only the latest form of a job is promised, not every form in between.
@@ -163,6 +312,66 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.CancelJobRequest.FromString,
                     response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'PauseJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseJob,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PauseJobRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PauseJobResponse.SerializeToString,
+            ),
+            'ResumeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeJob,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ResumeJobRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ResumeJobResponse.SerializeToString,
+            ),
+            'CheckpointJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckpointJob,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.CheckpointJobRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.CheckpointJobResponse.SerializeToString,
+            ),
+            'ForkJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkJob,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ForkJobRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ForkJobResponse.SerializeToString,
+            ),
+            'MoveJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveJob,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.MoveJobRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.MoveJobResponse.SerializeToString,
+            ),
+            'UpdateJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateJob,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.UpdateJobRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.UpdateJobResponse.SerializeToString,
+            ),
+            'DeleteJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJob,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.DeleteJobRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.DeleteJobResponse.SerializeToString,
+            ),
+            'ExplainJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainJob,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ExplainJobRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ExplainJobResponse.SerializeToString,
+            ),
+            'ListCheckpoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCheckpoints,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ListCheckpointsRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ListCheckpointsResponse.SerializeToString,
+            ),
+            'PinCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinCheckpoint,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PinCheckpointRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PinCheckpointResponse.SerializeToString,
+            ),
+            'GetQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetQuota,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.GetQuotaRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.GetQuotaResponse.SerializeToString,
+            ),
+            'SetQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetQuota,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.SetQuotaRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.SetQuotaResponse.SerializeToString,
             ),
             'WatchJobs': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJobs,
@@ -294,6 +503,330 @@ class JobService(object):
             '/tunesmith.api.jobs.v1.JobService/CancelJob',
             tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
             tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.jobs.v1.JobService/PauseJob',
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PauseJobRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PauseJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.jobs.v1.JobService/ResumeJob',
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ResumeJobRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ResumeJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckpointJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.jobs.v1.JobService/CheckpointJob',
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.CheckpointJobRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.CheckpointJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.jobs.v1.JobService/ForkJob',
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ForkJobRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ForkJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.jobs.v1.JobService/MoveJob',
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.MoveJobRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.MoveJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.jobs.v1.JobService/UpdateJob',
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.UpdateJobRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.UpdateJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.jobs.v1.JobService/DeleteJob',
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.DeleteJobRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.DeleteJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.jobs.v1.JobService/ExplainJob',
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ExplainJobRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ExplainJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCheckpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.jobs.v1.JobService/ListCheckpoints',
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ListCheckpointsRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ListCheckpointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.jobs.v1.JobService/PinCheckpoint',
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PinCheckpointRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PinCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.jobs.v1.JobService/GetQuota',
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.GetQuotaRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.GetQuotaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.jobs.v1.JobService/SetQuota',
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.SetQuotaRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.SetQuotaResponse.FromString,
             options,
             channel_credentials,
             insecure,

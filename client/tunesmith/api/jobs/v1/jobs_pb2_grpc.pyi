@@ -46,6 +46,39 @@ class JobServiceStub:
     job's state. Cancelling a job that is being cancelled is harmless; a finished job refuses
     with FAILED_PRECONDITION.
     """
+    PauseJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.PauseJobRequest, _jobs_pb2.PauseJobResponse]
+    """Rests a job with a checkpoint and gives its nodes back. Pausing a job that is being paused is
+    harmless; a finished one refuses with FAILED_PRECONDITION. A pause that takes longer than its
+    deadline falls back to the last committed checkpoint; it never fails the job.
+    """
+    ResumeJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]
+    """Queues a paused job again."""
+    CheckpointJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.CheckpointJobRequest, _jobs_pb2.CheckpointJobResponse]
+    """Asks a running job for a durable checkpoint; it goes on. The outcome is in ListCheckpoints."""
+    ForkJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ForkJobRequest, _jobs_pb2.ForkJobResponse]
+    """Makes a new job that goes on from a checkpoint of another, with edits to its spec. Without edits it
+    ends with the same weights as its parent.
+    """
+    MoveJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.MoveJobRequest, _jobs_pb2.MoveJobResponse]
+    """Takes a running job to another node: the target fetches model, data and checkpoint while the job
+    trains on, then it changes over at a step boundary.
+    """
+    UpdateJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.UpdateJobRequest, _jobs_pb2.UpdateJobResponse]
+    """Changes what may change in a job: priority, labels, deadlines. The scheduler's next pass sees it."""
+    DeleteJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]
+    """Hides a finished job for good. Its versions and curves stay."""
+    ExplainJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ExplainJobRequest, _jobs_pb2.ExplainJobResponse]
+    """Says why a job does not run: the rule that blocks it on each node, and the smallest change that
+    would start it.
+    """
+    ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListCheckpointsRequest, _jobs_pb2.ListCheckpointsResponse]
+    """Lists the checkpoints of a job, newest first."""
+    PinCheckpoint: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.PinCheckpointRequest, _jobs_pb2.PinCheckpointResponse]
+    """Keeps a checkpoint whatever the retention rules say, or lets it go again."""
+    GetQuota: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetQuotaRequest, _jobs_pb2.GetQuotaResponse]
+    """Returns a project's quota and what it uses of it."""
+    SetQuota: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.SetQuotaRequest, _jobs_pb2.SetQuotaResponse]
+    """Sets a project's quota. A quota below what is in use stops new starts; nothing is killed."""
     WatchJobs: _grpc.UnaryStreamMultiCallable[_jobs_pb2.WatchJobsRequest, _jobs_pb2.WatchJobsResponse]
     """Streams jobs as they change: first those changed after `from_revision`, then each change.
     Only the latest form of a job is promised, not every form in between.
@@ -75,6 +108,39 @@ class JobServiceAsyncStub(JobServiceStub):
     job's state. Cancelling a job that is being cancelled is harmless; a finished job refuses
     with FAILED_PRECONDITION.
     """
+    PauseJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.PauseJobRequest, _jobs_pb2.PauseJobResponse]  # type: ignore[assignment]
+    """Rests a job with a checkpoint and gives its nodes back. Pausing a job that is being paused is
+    harmless; a finished one refuses with FAILED_PRECONDITION. A pause that takes longer than its
+    deadline falls back to the last committed checkpoint; it never fails the job.
+    """
+    ResumeJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]  # type: ignore[assignment]
+    """Queues a paused job again."""
+    CheckpointJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CheckpointJobRequest, _jobs_pb2.CheckpointJobResponse]  # type: ignore[assignment]
+    """Asks a running job for a durable checkpoint; it goes on. The outcome is in ListCheckpoints."""
+    ForkJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ForkJobRequest, _jobs_pb2.ForkJobResponse]  # type: ignore[assignment]
+    """Makes a new job that goes on from a checkpoint of another, with edits to its spec. Without edits it
+    ends with the same weights as its parent.
+    """
+    MoveJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.MoveJobRequest, _jobs_pb2.MoveJobResponse]  # type: ignore[assignment]
+    """Takes a running job to another node: the target fetches model, data and checkpoint while the job
+    trains on, then it changes over at a step boundary.
+    """
+    UpdateJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.UpdateJobRequest, _jobs_pb2.UpdateJobResponse]  # type: ignore[assignment]
+    """Changes what may change in a job: priority, labels, deadlines. The scheduler's next pass sees it."""
+    DeleteJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]  # type: ignore[assignment]
+    """Hides a finished job for good. Its versions and curves stay."""
+    ExplainJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ExplainJobRequest, _jobs_pb2.ExplainJobResponse]  # type: ignore[assignment]
+    """Says why a job does not run: the rule that blocks it on each node, and the smallest change that
+    would start it.
+    """
+    ListCheckpoints: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListCheckpointsRequest, _jobs_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
+    """Lists the checkpoints of a job, newest first."""
+    PinCheckpoint: _aio.UnaryUnaryMultiCallable[_jobs_pb2.PinCheckpointRequest, _jobs_pb2.PinCheckpointResponse]  # type: ignore[assignment]
+    """Keeps a checkpoint whatever the retention rules say, or lets it go again."""
+    GetQuota: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetQuotaRequest, _jobs_pb2.GetQuotaResponse]  # type: ignore[assignment]
+    """Returns a project's quota and what it uses of it."""
+    SetQuota: _aio.UnaryUnaryMultiCallable[_jobs_pb2.SetQuotaRequest, _jobs_pb2.SetQuotaResponse]  # type: ignore[assignment]
+    """Sets a project's quota. A quota below what is in use stops new starts; nothing is killed."""
     WatchJobs: _aio.UnaryStreamMultiCallable[_jobs_pb2.WatchJobsRequest, _jobs_pb2.WatchJobsResponse]  # type: ignore[assignment]
     """Streams jobs as they change: first those changed after `from_revision`, then each change.
     Only the latest form of a job is promised, not every form in between.
@@ -125,6 +191,111 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         job's state. Cancelling a job that is being cancelled is harmless; a finished job refuses
         with FAILED_PRECONDITION.
         """
+
+    @_abc_1.abstractmethod
+    def PauseJob(
+        self,
+        request: _jobs_pb2.PauseJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.PauseJobResponse, _abc.Awaitable[_jobs_pb2.PauseJobResponse]]:
+        """Rests a job with a checkpoint and gives its nodes back. Pausing a job that is being paused is
+        harmless; a finished one refuses with FAILED_PRECONDITION. A pause that takes longer than its
+        deadline falls back to the last committed checkpoint; it never fails the job.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeJob(
+        self,
+        request: _jobs_pb2.ResumeJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.ResumeJobResponse, _abc.Awaitable[_jobs_pb2.ResumeJobResponse]]:
+        """Queues a paused job again."""
+
+    @_abc_1.abstractmethod
+    def CheckpointJob(
+        self,
+        request: _jobs_pb2.CheckpointJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.CheckpointJobResponse, _abc.Awaitable[_jobs_pb2.CheckpointJobResponse]]:
+        """Asks a running job for a durable checkpoint; it goes on. The outcome is in ListCheckpoints."""
+
+    @_abc_1.abstractmethod
+    def ForkJob(
+        self,
+        request: _jobs_pb2.ForkJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.ForkJobResponse, _abc.Awaitable[_jobs_pb2.ForkJobResponse]]:
+        """Makes a new job that goes on from a checkpoint of another, with edits to its spec. Without edits it
+        ends with the same weights as its parent.
+        """
+
+    @_abc_1.abstractmethod
+    def MoveJob(
+        self,
+        request: _jobs_pb2.MoveJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.MoveJobResponse, _abc.Awaitable[_jobs_pb2.MoveJobResponse]]:
+        """Takes a running job to another node: the target fetches model, data and checkpoint while the job
+        trains on, then it changes over at a step boundary.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateJob(
+        self,
+        request: _jobs_pb2.UpdateJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.UpdateJobResponse, _abc.Awaitable[_jobs_pb2.UpdateJobResponse]]:
+        """Changes what may change in a job: priority, labels, deadlines. The scheduler's next pass sees it."""
+
+    @_abc_1.abstractmethod
+    def DeleteJob(
+        self,
+        request: _jobs_pb2.DeleteJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.DeleteJobResponse, _abc.Awaitable[_jobs_pb2.DeleteJobResponse]]:
+        """Hides a finished job for good. Its versions and curves stay."""
+
+    @_abc_1.abstractmethod
+    def ExplainJob(
+        self,
+        request: _jobs_pb2.ExplainJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.ExplainJobResponse, _abc.Awaitable[_jobs_pb2.ExplainJobResponse]]:
+        """Says why a job does not run: the rule that blocks it on each node, and the smallest change that
+        would start it.
+        """
+
+    @_abc_1.abstractmethod
+    def ListCheckpoints(
+        self,
+        request: _jobs_pb2.ListCheckpointsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.ListCheckpointsResponse, _abc.Awaitable[_jobs_pb2.ListCheckpointsResponse]]:
+        """Lists the checkpoints of a job, newest first."""
+
+    @_abc_1.abstractmethod
+    def PinCheckpoint(
+        self,
+        request: _jobs_pb2.PinCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.PinCheckpointResponse, _abc.Awaitable[_jobs_pb2.PinCheckpointResponse]]:
+        """Keeps a checkpoint whatever the retention rules say, or lets it go again."""
+
+    @_abc_1.abstractmethod
+    def GetQuota(
+        self,
+        request: _jobs_pb2.GetQuotaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.GetQuotaResponse, _abc.Awaitable[_jobs_pb2.GetQuotaResponse]]:
+        """Returns a project's quota and what it uses of it."""
+
+    @_abc_1.abstractmethod
+    def SetQuota(
+        self,
+        request: _jobs_pb2.SetQuotaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.SetQuotaResponse, _abc.Awaitable[_jobs_pb2.SetQuotaResponse]]:
+        """Sets a project's quota. A quota below what is in use stops new starts; nothing is killed."""
 
     @_abc_1.abstractmethod
     def WatchJobs(

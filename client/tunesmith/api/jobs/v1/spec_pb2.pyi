@@ -42,6 +42,86 @@ METHOD_SFT: Method.ValueType  # 1
 """Supervised fine-tuning on conversations; the loss counts the assistant's tokens only."""
 Global___Method: _TypeAlias = Method  # noqa: Y015
 
+class _GradientSync:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GradientSyncEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GradientSync.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GRADIENT_SYNC_UNSPECIFIED: _GradientSync.ValueType  # 0
+    """Same as GRADIENT_SYNC_EXACT."""
+    GRADIENT_SYNC_EXACT: _GradientSync.ValueType  # 1
+    """Per logical shard, in a fixed tree: 1, 2 and 4 processes give the same bits."""
+    GRADIENT_SYNC_FAST: _GradientSync.ValueType  # 2
+    """In one all-reduce: faster with large gradients, the same bits for the same number of processes
+    only.
+    """
+
+class GradientSync(_GradientSync, metaclass=_GradientSyncEnumTypeWrapper):
+    """How gradients of several processes are summed."""
+
+GRADIENT_SYNC_UNSPECIFIED: GradientSync.ValueType  # 0
+"""Same as GRADIENT_SYNC_EXACT."""
+GRADIENT_SYNC_EXACT: GradientSync.ValueType  # 1
+"""Per logical shard, in a fixed tree: 1, 2 and 4 processes give the same bits."""
+GRADIENT_SYNC_FAST: GradientSync.ValueType  # 2
+"""In one all-reduce: faster with large gradients, the same bits for the same number of processes
+only.
+"""
+Global___GradientSync: _TypeAlias = GradientSync  # noqa: Y015
+
+class _NanPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NanPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NanPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NAN_POLICY_UNSPECIFIED: _NanPolicy.ValueType  # 0
+    """Same as NAN_POLICY_STOP."""
+    NAN_POLICY_STOP: _NanPolicy.ValueType  # 1
+    """The job fails as NAN_LOSS."""
+    NAN_POLICY_SKIP: _NanPolicy.ValueType  # 2
+    """The step's update is dropped and its data skipped; counted in the job's progress."""
+
+class NanPolicy(_NanPolicy, metaclass=_NanPolicyEnumTypeWrapper):
+    """What a NaN or infinite loss or gradient is answered with."""
+
+NAN_POLICY_UNSPECIFIED: NanPolicy.ValueType  # 0
+"""Same as NAN_POLICY_STOP."""
+NAN_POLICY_STOP: NanPolicy.ValueType  # 1
+"""The job fails as NAN_LOSS."""
+NAN_POLICY_SKIP: NanPolicy.ValueType  # 2
+"""The step's update is dropped and its data skipped; counted in the job's progress."""
+Global___NanPolicy: _TypeAlias = NanPolicy  # noqa: Y015
+
+class _SnapshotMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SnapshotModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SnapshotMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SNAPSHOT_MODE_UNSPECIFIED: _SnapshotMode.ValueType  # 0
+    """Same as SNAPSHOT_MODE_STEP."""
+    SNAPSHOT_MODE_STEP: _SnapshotMode.ValueType  # 1
+    """After every step, or as often as `max_checkpoint_overhead` allows."""
+    SNAPSHOT_MODE_MICRO_STEP: _SnapshotMode.ValueType  # 2
+    """After every micro-batch too, with the gradients so far: for steps that take minutes."""
+    SNAPSHOT_MODE_OFF: _SnapshotMode.ValueType  # 3
+    """Never: a killed trainer goes back to the last checkpoint."""
+
+class SnapshotMode(_SnapshotMode, metaclass=_SnapshotModeEnumTypeWrapper):
+    """How often the state is copied into memory that outlives the trainer process."""
+
+SNAPSHOT_MODE_UNSPECIFIED: SnapshotMode.ValueType  # 0
+"""Same as SNAPSHOT_MODE_STEP."""
+SNAPSHOT_MODE_STEP: SnapshotMode.ValueType  # 1
+"""After every step, or as often as `max_checkpoint_overhead` allows."""
+SNAPSHOT_MODE_MICRO_STEP: SnapshotMode.ValueType  # 2
+"""After every micro-batch too, with the gradients so far: for steps that take minutes."""
+SNAPSHOT_MODE_OFF: SnapshotMode.ValueType  # 3
+"""Never: a killed trainer goes back to the last checkpoint."""
+Global___SnapshotMode: _TypeAlias = SnapshotMode  # noqa: Y015
+
 class _LrScheduler:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -94,6 +174,34 @@ PRECISION_BFLOAT16: Precision.ValueType  # 2
 """Automatic mixed precision with bfloat16; master weights stay 32-bit."""
 Global___Precision: _TypeAlias = Precision  # noqa: Y015
 
+class _OomPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OomPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OomPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OOM_POLICY_UNSPECIFIED: _OomPolicy.ValueType  # 0
+    """Same as OOM_POLICY_FAIL."""
+    OOM_POLICY_FAIL: _OomPolicy.ValueType  # 1
+    """The job fails and says which setting to change, and to what."""
+    OOM_POLICY_HALVE_MICRO_BATCH: _OomPolicy.ValueType  # 2
+    """Micro-batches of half the size and twice as many a step: the same global batch, not the same
+    bits. Recorded as drift.
+    """
+
+class OomPolicy(_OomPolicy, metaclass=_OomPolicyEnumTypeWrapper):
+    """What is done when memory runs out."""
+
+OOM_POLICY_UNSPECIFIED: OomPolicy.ValueType  # 0
+"""Same as OOM_POLICY_FAIL."""
+OOM_POLICY_FAIL: OomPolicy.ValueType  # 1
+"""The job fails and says which setting to change, and to what."""
+OOM_POLICY_HALVE_MICRO_BATCH: OomPolicy.ValueType  # 2
+"""Micro-batches of half the size and twice as many a step: the same global batch, not the same
+bits. Recorded as drift.
+"""
+Global___OomPolicy: _TypeAlias = OomPolicy  # noqa: Y015
+
 @_typing.final
 class JobSpec(_message.Message):
     """Specification of a job. It is frozen when the job is accepted."""
@@ -131,6 +239,7 @@ class JobSpec(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     SAMPLE_PROMPTS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    DEADLINES_FIELD_NUMBER: _builtins.int
     experiment: _builtins.str
     """Experiment this job belongs to; the job's readable name starts with it. Defaults to `job`."""
     base_model: _builtins.str
@@ -169,6 +278,10 @@ class JobSpec(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels for filters and for people, for example `team: search`."""
 
+    @_builtins.property
+    def deadlines(self) -> Global___DeadlineSpec:
+        """How long the job may wait, train and take to stop."""
+
     def __init__(
         self,
         *,
@@ -183,14 +296,57 @@ class JobSpec(_message.Message):
         output: Global___OutputSpec | None = ...,
         sample_prompts: _abc.Iterable[_builtins.str] | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        deadlines: Global___DeadlineSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "output", b"output", "resources", b"resources", "retry", b"retry", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "deadlines", b"deadlines", "output", b"output", "resources", b"resources", "retry", b"retry", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "dataset", b"dataset", "experiment", b"experiment", "labels", b"labels", "method", b"method", "output", b"output", "resources", b"resources", "retry", b"retry", "sample_prompts", b"sample_prompts", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "dataset", b"dataset", "deadlines", b"deadlines", "experiment", b"experiment", "labels", b"labels", "method", b"method", "output", b"output", "resources", b"resources", "retry", b"retry", "sample_prompts", b"sample_prompts", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobSpec: _TypeAlias = JobSpec  # noqa: Y015
+
+@_typing.final
+class DeadlineSpec(_message.Message):
+    """How long a job may wait, train and take to stop."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUEUE_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def queue(self) -> _duration_pb2.Duration:
+        """Longest time from the acceptance to the first start. Beyond it the job fails as
+        QUEUE_DEADLINE. Absent: no limit.
+        """
+
+    @_builtins.property
+    def run(self) -> _duration_pb2.Duration:
+        """Longest time in training, over all attempts. Beyond it the job is stopped with a checkpoint and
+        fails as RUN_DEADLINE; it can be forked from there. Absent: no limit.
+        """
+
+    @_builtins.property
+    def stop(self) -> _duration_pb2.Duration:
+        """Longest time a graceful stop may take; then the processes are killed and the last committed
+        checkpoint counts. Default 60 s.
+        """
+
+    def __init__(
+        self,
+        *,
+        queue: _duration_pb2.Duration | None = ...,
+        run: _duration_pb2.Duration | None = ...,
+        stop: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["queue", b"queue", "run", b"run", "stop", b"stop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["queue", b"queue", "run", b"run", "stop", b"stop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadlineSpec: _TypeAlias = DeadlineSpec  # noqa: Y015
 
 @_typing.final
 class AdapterSpec(_message.Message):
@@ -301,6 +457,18 @@ class TrainingSpec(_message.Message):
     EVAL_FRACTION_FIELD_NUMBER: _builtins.int
     LOG_EVERY_STEPS_FIELD_NUMBER: _builtins.int
     NUM_THREADS_FIELD_NUMBER: _builtins.int
+    LOGICAL_SHARDS_FIELD_NUMBER: _builtins.int
+    GRADIENT_SYNC_FIELD_NUMBER: _builtins.int
+    PACKING_FIELD_NUMBER: _builtins.int
+    NEFTUNE_NOISE_ALPHA_FIELD_NUMBER: _builtins.int
+    WORD_DROPOUT_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_PATIENCE_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_MIN_DELTA_FIELD_NUMBER: _builtins.int
+    NAN_POLICY_FIELD_NUMBER: _builtins.int
+    MAX_SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
+    KEEP_BEST_CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    MAX_CHECKPOINT_OVERHEAD_FIELD_NUMBER: _builtins.int
     num_epochs: _builtins.float
     """Passes over the data. Default 1. Ignored when `max_steps` is set."""
     max_steps: _builtins.int
@@ -326,9 +494,11 @@ class TrainingSpec(_message.Message):
     precision: Global___Precision.ValueType
     """Number format of the forward and backward pass. Default float32."""
     checkpoint_every_steps: _builtins.int
-    """Steps between checkpoints. 0: only at the end. Default 0."""
+    """Steps between durable checkpoints. 0: chosen from their measured cost, so that training stands
+    still for at most `max_checkpoint_overhead` of its time. Default 0.
+    """
     keep_checkpoints: _builtins.int
-    """Checkpoints kept on the node beside the newest. Default 2."""
+    """Checkpoints kept beside the newest. Default 2."""
     eval_every_steps: _builtins.int
     """Steps between evaluations on the held-out part. 0: none. Default 0."""
     eval_fraction: _builtins.float
@@ -339,6 +509,35 @@ class TrainingSpec(_message.Message):
     """Threads of the CPU used by the trainer. 0: all of the node. Part of the bits: another number
     may give other rounding.
     """
+    logical_shards: _builtins.int
+    """Logical shards of a step. Each shard takes `gradient_accumulation_steps` micro-batches, so a step
+    sees `logical_shards` x that many. The shards, not the processes, are part of the bits: a
+    multiple of the number of processes. Default: the number of processes.
+    """
+    gradient_sync: Global___GradientSync.ValueType
+    """How gradients of several processes are summed. Default exact."""
+    packing: _builtins.bool
+    """Several examples share one sequence of `max_length` tokens; none sees another. Default off."""
+    neftune_noise_alpha: _builtins.float
+    """Noise added to the embeddings in training (NEFTune); 5 is usual. Default 0: none."""
+    word_dropout: _builtins.float
+    """Random augmentation of the data: probability with which an input token is replaced by a random
+    one; labels stay. Default 0.
+    """
+    early_stopping_patience: _builtins.int
+    """Evaluations without improvement after which training ends early. 0: never. Default 0."""
+    early_stopping_min_delta: _builtins.float
+    """Smallest fall of the evaluation loss that counts as an improvement. Default 0."""
+    nan_policy: Global___NanPolicy.ValueType
+    """What a NaN or infinite loss or gradient is answered with. Default stop."""
+    max_skipped_steps: _builtins.int
+    """With NAN_POLICY_SKIP: skipped steps after which the job fails all the same. Default 10."""
+    snapshots: Global___SnapshotMode.ValueType
+    """How often the state is copied into memory that outlives the trainer. Default every step."""
+    keep_best_checkpoints: _builtins.int
+    """Checkpoints with the lowest evaluation loss that are kept beside the newest ones. Default 0."""
+    max_checkpoint_overhead: _builtins.float
+    """Part of the time for which snapshots and checkpoints may hold training up. Default 0.01."""
     def __init__(
         self,
         *,
@@ -360,17 +559,33 @@ class TrainingSpec(_message.Message):
         eval_fraction: _builtins.float = ...,
         log_every_steps: _builtins.int = ...,
         num_threads: _builtins.int = ...,
+        logical_shards: _builtins.int = ...,
+        gradient_sync: Global___GradientSync.ValueType = ...,
+        packing: _builtins.bool = ...,
+        neftune_noise_alpha: _builtins.float = ...,
+        word_dropout: _builtins.float = ...,
+        early_stopping_patience: _builtins.int = ...,
+        early_stopping_min_delta: _builtins.float = ...,
+        nan_policy: Global___NanPolicy.ValueType = ...,
+        max_skipped_steps: _builtins.int = ...,
+        snapshots: Global___SnapshotMode.ValueType = ...,
+        keep_best_checkpoints: _builtins.int = ...,
+        max_checkpoint_overhead: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_max_checkpoint_overhead", b"_max_checkpoint_overhead", "_max_grad_norm", b"_max_grad_norm", "learning_rate", b"learning_rate", "max_checkpoint_overhead", b"max_checkpoint_overhead", "max_grad_norm", b"max_grad_norm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "checkpoint_every_steps", b"checkpoint_every_steps", "eval_every_steps", b"eval_every_steps", "eval_fraction", b"eval_fraction", "gradient_accumulation_steps", b"gradient_accumulation_steps", "keep_checkpoints", b"keep_checkpoints", "learning_rate", b"learning_rate", "log_every_steps", b"log_every_steps", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "micro_batch_size", b"micro_batch_size", "num_epochs", b"num_epochs", "num_threads", b"num_threads", "precision", b"precision", "seed", b"seed", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_max_checkpoint_overhead", b"_max_checkpoint_overhead", "_max_grad_norm", b"_max_grad_norm", "checkpoint_every_steps", b"checkpoint_every_steps", "early_stopping_min_delta", b"early_stopping_min_delta", "early_stopping_patience", b"early_stopping_patience", "eval_every_steps", b"eval_every_steps", "eval_fraction", b"eval_fraction", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_sync", b"gradient_sync", "keep_best_checkpoints", b"keep_best_checkpoints", "keep_checkpoints", b"keep_checkpoints", "learning_rate", b"learning_rate", "log_every_steps", b"log_every_steps", "logical_shards", b"logical_shards", "lr_scheduler", b"lr_scheduler", "max_checkpoint_overhead", b"max_checkpoint_overhead", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_skipped_steps", b"max_skipped_steps", "max_steps", b"max_steps", "micro_batch_size", b"micro_batch_size", "nan_policy", b"nan_policy", "neftune_noise_alpha", b"neftune_noise_alpha", "num_epochs", b"num_epochs", "num_threads", b"num_threads", "packing", b"packing", "precision", b"precision", "seed", b"seed", "snapshots", b"snapshots", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay", "word_dropout", b"word_dropout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    _WhichOneofReturnType__max_checkpoint_overhead: _TypeAlias = _typing.Literal["max_checkpoint_overhead"]  # noqa: Y015
+    _WhichOneofArgType__max_checkpoint_overhead: _TypeAlias = _typing.Literal["_max_checkpoint_overhead", b"_max_checkpoint_overhead"]  # noqa: Y015
     _WhichOneofReturnType__max_grad_norm: _TypeAlias = _typing.Literal["max_grad_norm"]  # noqa: Y015
     _WhichOneofArgType__max_grad_norm: _TypeAlias = _typing.Literal["_max_grad_norm", b"_max_grad_norm"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_checkpoint_overhead) -> _WhichOneofReturnType__max_checkpoint_overhead | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_grad_norm) -> _WhichOneofReturnType__max_grad_norm | None: ...
 
@@ -408,6 +623,7 @@ class ResourceSpec(_message.Message):
     NODE_LABELS_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    PROCESSES_PER_NODE_FIELD_NUMBER: _builtins.int
     num_nodes: _builtins.int
     """Nodes the job spreads over, all reserved at once or none (gang). Default 1, the only value
     served so far.
@@ -420,6 +636,8 @@ class ResourceSpec(_message.Message):
     """Name of the only node that may run the job. Empty: any."""
     priority: _builtins.int
     """Higher goes first; equal priorities go by age. Default 0."""
+    processes_per_node: _builtins.int
+    """Trainer processes (ranks) on each node. Default 1, or one for each GPU."""
     @_builtins.property
     def node_labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels a node must carry, for example `gpu: a100`."""
@@ -433,10 +651,11 @@ class ResourceSpec(_message.Message):
         node_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         node: _builtins.str = ...,
         priority: _builtins.int = ...,
+        processes_per_node: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpus_per_node", b"gpus_per_node", "memory_bytes", b"memory_bytes", "node", b"node", "node_labels", b"node_labels", "num_nodes", b"num_nodes", "priority", b"priority"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpus_per_node", b"gpus_per_node", "memory_bytes", b"memory_bytes", "node", b"node", "node_labels", b"node_labels", "num_nodes", b"num_nodes", "priority", b"priority", "processes_per_node", b"processes_per_node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -450,12 +669,22 @@ class RetrySpec(_message.Message):
 
     MAX_INFRA_RETRIES_FIELD_NUMBER: _builtins.int
     UNREACHABLE_GRACE_FIELD_NUMBER: _builtins.int
+    OOM_POLICY_FIELD_NUMBER: _builtins.int
+    STALL_TIMEOUT_FIELD_NUMBER: _builtins.int
     max_infra_retries: _builtins.int
     """New attempts allowed after failures of the infrastructure. Default 10."""
+    oom_policy: Global___OomPolicy.ValueType
+    """What is done when memory runs out. Default: the job fails with advice."""
     @_builtins.property
     def unreachable_grace(self) -> _duration_pb2.Duration:
         """How long a node may be unreachable after its lease expired before its attempt is replaced.
         Default 10 s.
+        """
+
+    @_builtins.property
+    def stall_timeout(self) -> _duration_pb2.Duration:
+        """Time without any progress after which the processes' stacks are written to the log and another
+        attempt begins. Default: 20 x the median step, at least 2 min.
         """
 
     def __init__(
@@ -463,10 +692,12 @@ class RetrySpec(_message.Message):
         *,
         max_infra_retries: _builtins.int | None = ...,
         unreachable_grace: _duration_pb2.Duration | None = ...,
+        oom_policy: Global___OomPolicy.ValueType = ...,
+        stall_timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_infra_retries", b"_max_infra_retries", "max_infra_retries", b"max_infra_retries", "unreachable_grace", b"unreachable_grace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_infra_retries", b"_max_infra_retries", "max_infra_retries", b"max_infra_retries", "stall_timeout", b"stall_timeout", "unreachable_grace", b"unreachable_grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_infra_retries", b"_max_infra_retries", "max_infra_retries", b"max_infra_retries", "unreachable_grace", b"unreachable_grace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_infra_retries", b"_max_infra_retries", "max_infra_retries", b"max_infra_retries", "oom_policy", b"oom_policy", "stall_timeout", b"stall_timeout", "unreachable_grace", b"unreachable_grace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_infra_retries: _TypeAlias = _typing.Literal["max_infra_retries"]  # noqa: Y015
     _WhichOneofArgType__max_infra_retries: _TypeAlias = _typing.Literal["_max_infra_retries", b"_max_infra_retries"]  # noqa: Y015

@@ -131,6 +131,10 @@ class _StateReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StateReas
     """A job of higher priority took its nodes."""
     STATE_REASON_MOVED: _StateReason.ValueType  # 5
     """It moves to another node."""
+    STATE_REASON_DRAINED: _StateReason.ValueType  # 6
+    """Its node is being drained."""
+    STATE_REASON_RUN_DEADLINE: _StateReason.ValueType  # 7
+    """It trained longer than spec.deadlines.run allows."""
 
 class StateReason(_StateReason, metaclass=_StateReasonEnumTypeWrapper):
     """Why a job is in its state."""
@@ -147,6 +151,10 @@ STATE_REASON_PREEMPTED: StateReason.ValueType  # 4
 """A job of higher priority took its nodes."""
 STATE_REASON_MOVED: StateReason.ValueType  # 5
 """It moves to another node."""
+STATE_REASON_DRAINED: StateReason.ValueType  # 6
+"""Its node is being drained."""
+STATE_REASON_RUN_DEADLINE: StateReason.ValueType  # 7
+"""It trained longer than spec.deadlines.run allows."""
 Global___StateReason: _TypeAlias = StateReason  # noqa: Y015
 
 class _FailureClass:
@@ -183,6 +191,8 @@ class _FailureClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FailureC
     """No node of the fleet can ever run it. Not retried."""
     FAILURE_CLASS_QUEUE_DEADLINE: _FailureClass.ValueType  # 13
     """It waited in the queue beyond its deadline. Not retried."""
+    FAILURE_CLASS_RUN_DEADLINE: _FailureClass.ValueType  # 14
+    """It trained longer than its deadline allows. Not retried; the checkpoint is kept."""
 
 class FailureClass(_FailureClass, metaclass=_FailureClassEnumTypeWrapper):
     """Why an attempt or a job failed; decides whether another attempt is made."""
@@ -215,6 +225,8 @@ FAILURE_CLASS_UNSATISFIABLE: FailureClass.ValueType  # 12
 """No node of the fleet can ever run it. Not retried."""
 FAILURE_CLASS_QUEUE_DEADLINE: FailureClass.ValueType  # 13
 """It waited in the queue beyond its deadline. Not retried."""
+FAILURE_CLASS_RUN_DEADLINE: FailureClass.ValueType  # 14
+"""It trained longer than its deadline allows. Not retried; the checkpoint is kept."""
 Global___FailureClass: _TypeAlias = FailureClass  # noqa: Y015
 
 class _AttemptState:
@@ -288,6 +300,8 @@ class Attempt(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    RESUMED_FROM_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/{project}/jobs/{job}/attempts/{epoch}`."""
     epoch: _builtins.int
@@ -296,6 +310,8 @@ class Attempt(_message.Message):
     """Where it stands."""
     resumed_step: _builtins.int
     """Step of the checkpoint it started from. 0: from the beginning."""
+    resumed_from: _builtins.str
+    """What it went on from: `checkpoint`, `snapshot` (memory that outlived the last trainer), or empty."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Nodes by rank."""
@@ -316,6 +332,12 @@ class Attempt(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended."""
 
+    @_builtins.property
+    def drift(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What differs from the attempt before and was accepted, for example `torch: 2.13.0 -> 2.14.0`. From
+        here on the bits are not those of an undisturbed run.
+        """
+
     def __init__(
         self,
         *,
@@ -328,10 +350,12 @@ class Attempt(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        resumed_from: _builtins.str = ...,
+        drift: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "epoch", b"epoch", "failure", b"failure", "name", b"name", "nodes", b"nodes", "resumed_step", b"resumed_step", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "drift", b"drift", "end_time", b"end_time", "epoch", b"epoch", "failure", b"failure", "name", b"name", "nodes", b"nodes", "resumed_from", b"resumed_from", "resumed_step", b"resumed_step", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -387,6 +411,12 @@ class Progress(_message.Message):
     PHASE_FIELD_NUMBER: _builtins.int
     EVAL_LOSS_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_SECONDS_FIELD_NUMBER: _builtins.int
+    TRAINING_SECONDS_FIELD_NUMBER: _builtins.int
+    SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
+    STOPPED_EARLY_FIELD_NUMBER: _builtins.int
+    SUGGESTED_CHECKPOINT_INTERVAL_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_AGE_SECONDS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Optimizer steps done."""
     total_steps: _builtins.int
@@ -403,6 +433,16 @@ class Progress(_message.Message):
     """What the trainer does, with the field's names, for example TRAIN_BATCH_FORWARD."""
     eval_loss: _builtins.float
     """Loss of the last evaluation. Absent before the first."""
+    checkpoint_seconds: _builtins.float
+    """Seconds for which snapshots and checkpoints held this attempt's training up."""
+    training_seconds: _builtins.float
+    """Seconds this attempt has trained, checkpoints included."""
+    skipped_steps: _builtins.int
+    """Steps whose update was dropped because it was not finite (NAN_POLICY_SKIP)."""
+    stopped_early: _builtins.bool
+    """True when early stopping ended training."""
+    checkpoint_age_seconds: _builtins.float
+    """Seconds since the last durable checkpoint. Absent before the first."""
     @_builtins.property
     def eta(self) -> _duration_pb2.Duration:
         """Time to the end. Absent until the pace is known."""
@@ -410,6 +450,12 @@ class Progress(_message.Message):
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When this was measured."""
+
+    @_builtins.property
+    def suggested_checkpoint_interval(self) -> _duration_pb2.Duration:
+        """Checkpoint interval with the least expected loss of time (Young-Daly), from the measured cost and
+        failure rate. Absent until both are known.
+        """
 
     def __init__(
         self,
@@ -424,13 +470,24 @@ class Progress(_message.Message):
         phase: _builtins.str = ...,
         eval_loss: _builtins.float | None = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        checkpoint_seconds: _builtins.float = ...,
+        training_seconds: _builtins.float = ...,
+        skipped_steps: _builtins.int = ...,
+        stopped_early: _builtins.bool = ...,
+        suggested_checkpoint_interval: _duration_pb2.Duration | None = ...,
+        checkpoint_age_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss", "eta", b"eta", "eval_loss", b"eval_loss", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_age_seconds", b"_checkpoint_age_seconds", "_eval_loss", b"_eval_loss", "checkpoint_age_seconds", b"checkpoint_age_seconds", "eta", b"eta", "eval_loss", b"eval_loss", "suggested_checkpoint_interval", b"suggested_checkpoint_interval", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss", "epoch", b"epoch", "eta", b"eta", "eval_loss", b"eval_loss", "first_loss", b"first_loss", "loss", b"loss", "phase", b"phase", "step", b"step", "time", b"time", "tokens_per_second", b"tokens_per_second", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_age_seconds", b"_checkpoint_age_seconds", "_eval_loss", b"_eval_loss", "checkpoint_age_seconds", b"checkpoint_age_seconds", "checkpoint_seconds", b"checkpoint_seconds", "epoch", b"epoch", "eta", b"eta", "eval_loss", b"eval_loss", "first_loss", b"first_loss", "loss", b"loss", "phase", b"phase", "skipped_steps", b"skipped_steps", "step", b"step", "stopped_early", b"stopped_early", "suggested_checkpoint_interval", b"suggested_checkpoint_interval", "time", b"time", "tokens_per_second", b"tokens_per_second", "total_steps", b"total_steps", "training_seconds", b"training_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__checkpoint_age_seconds: _TypeAlias = _typing.Literal["checkpoint_age_seconds"]  # noqa: Y015
+    _WhichOneofArgType__checkpoint_age_seconds: _TypeAlias = _typing.Literal["_checkpoint_age_seconds", b"_checkpoint_age_seconds"]  # noqa: Y015
     _WhichOneofReturnType__eval_loss: _TypeAlias = _typing.Literal["eval_loss"]  # noqa: Y015
     _WhichOneofArgType__eval_loss: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_age_seconds) -> _WhichOneofReturnType__checkpoint_age_seconds | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__eval_loss) -> _WhichOneofReturnType__eval_loss | None: ...
 
 Global___Progress: _TypeAlias = Progress  # noqa: Y015
@@ -446,6 +503,9 @@ class CheckpointRef(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EVAL_LOSS_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    EXPIRED_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Optimizer steps done when it was taken."""
     epoch: _builtins.int
@@ -454,6 +514,12 @@ class CheckpointRef(_message.Message):
     """Digest of its manifest in the blob store."""
     size_bytes: _builtins.int
     """Size in bytes."""
+    eval_loss: _builtins.float
+    """Loss of the last evaluation before it. Absent when there was none."""
+    pinned: _builtins.bool
+    """Kept until it is unpinned, whatever the retention rules say."""
+    expired: _builtins.bool
+    """True once the retention rules let it go: it can no longer be forked."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was committed."""
@@ -466,12 +532,17 @@ class CheckpointRef(_message.Message):
         digest: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        eval_loss: _builtins.float | None = ...,
+        pinned: _builtins.bool = ...,
+        expired: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss", "create_time", b"create_time", "eval_loss", b"eval_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "digest", b"digest", "epoch", b"epoch", "size_bytes", b"size_bytes", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss", "create_time", b"create_time", "digest", b"digest", "epoch", b"epoch", "eval_loss", b"eval_loss", "expired", b"expired", "pinned", b"pinned", "size_bytes", b"size_bytes", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__eval_loss: _TypeAlias = _typing.Literal["eval_loss"]  # noqa: Y015
+    _WhichOneofArgType__eval_loss: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eval_loss) -> _WhichOneofReturnType__eval_loss | None: ...
 
 Global___CheckpointRef: _TypeAlias = CheckpointRef  # noqa: Y015
 

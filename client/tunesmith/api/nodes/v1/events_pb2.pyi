@@ -9,6 +9,7 @@ What is said on the bus about nodes and to nodes. Events: subject
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -153,6 +154,7 @@ class NodeCommand(_message.Message):
     STOP_FIELD_NUMBER: _builtins.int
     KILL_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
+    PREPARE_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """Id of the command, a lower-case ULID."""
     job: _builtins.str
@@ -181,6 +183,10 @@ class NodeCommand(_message.Message):
     def checkpoint(self) -> Global___CheckpointAttempt:
         """Write a checkpoint and go on."""
 
+    @_builtins.property
+    def prepare(self) -> Global___PrepareAttempt:
+        """Fetch what a job that moves here needs; it trains on elsewhere meanwhile."""
+
     def __init__(
         self,
         *,
@@ -193,12 +199,13 @@ class NodeCommand(_message.Message):
         stop: Global___StopAttempt | None = ...,
         kill: Global___KillAttempt | None = ...,
         checkpoint: Global___CheckpointAttempt | None = ...,
+        prepare: Global___PrepareAttempt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "checkpoint", b"checkpoint", "command", b"command", "kill", b"kill", "stop", b"stop", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "checkpoint", b"checkpoint", "command", b"command", "kill", b"kill", "prepare", b"prepare", "stop", b"stop", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "checkpoint", b"checkpoint", "command", b"command", "command_id", b"command_id", "epoch", b"epoch", "job", b"job", "kill", b"kill", "stop", b"stop", "time", b"time", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "checkpoint", b"checkpoint", "command", b"command", "command_id", b"command_id", "epoch", b"epoch", "job", b"job", "kill", b"kill", "prepare", b"prepare", "stop", b"stop", "time", b"time", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["assign", "stop", "kill", "checkpoint"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["assign", "stop", "kill", "checkpoint", "prepare"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -219,6 +226,9 @@ class AssignAttempt(_message.Message):
     GPUS_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
+    FORKED_FIELD_NUMBER: _builtins.int
+    ACCEPT_DRIFT_FIELD_NUMBER: _builtins.int
+    MICRO_BATCH_DIVISOR_FIELD_NUMBER: _builtins.int
     spec_digest: _builtins.str
     """SHA-256 of the spec."""
     base_model_digest: _builtins.str
@@ -231,6 +241,12 @@ class AssignAttempt(_message.Message):
     """Step of that checkpoint."""
     display_name: _builtins.str
     """Readable name of the job."""
+    forked: _builtins.bool
+    """The checkpoint comes from another job: its spec and data may differ, the jobs service checked how."""
+    accept_drift: _builtins.bool
+    """Go on although environment or libraries differ from the checkpoint's, and say what differs."""
+    micro_batch_divisor: _builtins.int
+    """Divide micro-batches by this and make as many times more of them. 0: as the spec says."""
     @_builtins.property
     def spec(self) -> _spec_pb2.JobSpec:
         """What to run, with every default filled in."""
@@ -255,10 +271,13 @@ class AssignAttempt(_message.Message):
         gpus: _abc.Iterable[_builtins.int] | None = ...,
         display_name: _builtins.str = ...,
         samples: _abc.Iterable[_state_pb2.Sample] | None = ...,
+        forked: _builtins.bool = ...,
+        accept_drift: _builtins.bool = ...,
+        micro_batch_divisor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "checkpoint_digest", b"checkpoint_digest", "checkpoint_step", b"checkpoint_step", "dataset_digest", b"dataset_digest", "display_name", b"display_name", "gpus", b"gpus", "samples", b"samples", "spec", b"spec", "spec_digest", b"spec_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_drift", b"accept_drift", "base_model_digest", b"base_model_digest", "checkpoint_digest", b"checkpoint_digest", "checkpoint_step", b"checkpoint_step", "dataset_digest", b"dataset_digest", "display_name", b"display_name", "forked", b"forked", "gpus", b"gpus", "micro_batch_divisor", b"micro_batch_divisor", "samples", b"samples", "spec", b"spec", "spec_digest", b"spec_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -270,12 +289,19 @@ class StopAttempt(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deadline(self) -> _duration_pb2.Duration:
+        """Longest time it may take; then the processes are killed. Absent: 60 s."""
+
     def __init__(
         self,
+        *,
+        deadline: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -314,6 +340,36 @@ class CheckpointAttempt(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckpointAttempt: _TypeAlias = CheckpointAttempt  # noqa: Y015
+
+@_typing.final
+class PrepareAttempt(_message.Message):
+    """Fetch what a job needs before it moves here."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    DATASET_DIGEST_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_DIGEST_FIELD_NUMBER: _builtins.int
+    base_model_digest: _builtins.str
+    """Digest of the base model's manifest."""
+    dataset_digest: _builtins.str
+    """Digest of the dataset version's manifest."""
+    checkpoint_digest: _builtins.str
+    """Digest of the newest checkpoint's manifest. Empty: there is none yet."""
+    def __init__(
+        self,
+        *,
+        base_model_digest: _builtins.str = ...,
+        dataset_digest: _builtins.str = ...,
+        checkpoint_digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "checkpoint_digest", b"checkpoint_digest", "dataset_digest", b"dataset_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareAttempt: _TypeAlias = PrepareAttempt  # noqa: Y015
 
 @_typing.final
 class NodeHeartbeat(_message.Message):

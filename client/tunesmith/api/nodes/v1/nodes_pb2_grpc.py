@@ -60,6 +60,26 @@ class NodeServiceStub(object):
                 request_serializer=tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.ReportAttemptRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.ReportAttemptResponse.FromString,
                 _registered_method=True)
+        self.ReportPrepared = channel.unary_unary(
+                '/tunesmith.api.nodes.v1.NodeService/ReportPrepared',
+                request_serializer=tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.ReportPreparedRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.ReportPreparedResponse.FromString,
+                _registered_method=True)
+        self.CordonNode = channel.unary_unary(
+                '/tunesmith.api.nodes.v1.NodeService/CordonNode',
+                request_serializer=tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.CordonNodeRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.CordonNodeResponse.FromString,
+                _registered_method=True)
+        self.UncordonNode = channel.unary_unary(
+                '/tunesmith.api.nodes.v1.NodeService/UncordonNode',
+                request_serializer=tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.UncordonNodeRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.UncordonNodeResponse.FromString,
+                _registered_method=True)
+        self.DrainNode = channel.unary_unary(
+                '/tunesmith.api.nodes.v1.NodeService/DrainNode',
+                request_serializer=tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.DrainNodeRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.DrainNodeResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer(object):
@@ -103,6 +123,34 @@ class NodeServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportPrepared(self, request, context):
+        """Takes over that a node has fetched what a job that moves to it needs, or could not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CordonNode(self, request, context):
+        """Gives a node no new attempts; those it holds go on. Cordoning twice is harmless.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UncordonNode(self, request, context):
+        """Lets a cordoned or drained node take attempts again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainNode(self, request, context):
+        """Cordons a node and moves its jobs away: each writes a checkpoint and is queued again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -130,6 +178,26 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.ReportAttempt,
                     request_deserializer=tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.ReportAttemptRequest.FromString,
                     response_serializer=tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.ReportAttemptResponse.SerializeToString,
+            ),
+            'ReportPrepared': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportPrepared,
+                    request_deserializer=tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.ReportPreparedRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.ReportPreparedResponse.SerializeToString,
+            ),
+            'CordonNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.CordonNode,
+                    request_deserializer=tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.CordonNodeRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.CordonNodeResponse.SerializeToString,
+            ),
+            'UncordonNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.UncordonNode,
+                    request_deserializer=tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.UncordonNodeRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.UncordonNodeResponse.SerializeToString,
+            ),
+            'DrainNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainNode,
+                    request_deserializer=tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.DrainNodeRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.DrainNodeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -268,6 +336,114 @@ class NodeService(object):
             '/tunesmith.api.nodes.v1.NodeService/ReportAttempt',
             tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.ReportAttemptRequest.SerializeToString,
             tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.ReportAttemptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportPrepared(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.nodes.v1.NodeService/ReportPrepared',
+            tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.ReportPreparedRequest.SerializeToString,
+            tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.ReportPreparedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CordonNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.nodes.v1.NodeService/CordonNode',
+            tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.CordonNodeRequest.SerializeToString,
+            tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.CordonNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UncordonNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.nodes.v1.NodeService/UncordonNode',
+            tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.UncordonNodeRequest.SerializeToString,
+            tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.UncordonNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.nodes.v1.NodeService/DrainNode',
+            tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.DrainNodeRequest.SerializeToString,
+            tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2.DrainNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,14 @@ class NodeServiceStub:
     with FAILED_PRECONDITION, reason STALE_EPOCH: the agent ends that attempt's processes.
     Repeating a report is harmless.
     """
+    ReportPrepared: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.ReportPreparedRequest, _nodes_pb2.ReportPreparedResponse]
+    """Takes over that a node has fetched what a job that moves to it needs, or could not."""
+    CordonNode: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.CordonNodeRequest, _nodes_pb2.CordonNodeResponse]
+    """Gives a node no new attempts; those it holds go on. Cordoning twice is harmless."""
+    UncordonNode: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.UncordonNodeRequest, _nodes_pb2.UncordonNodeResponse]
+    """Lets a cordoned or drained node take attempts again."""
+    DrainNode: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.DrainNodeRequest, _nodes_pb2.DrainNodeResponse]
+    """Cordons a node and moves its jobs away: each writes a checkpoint and is queued again."""
 
 @_typing.type_check_only
 class NodeServiceAsyncStub(NodeServiceStub):
@@ -67,6 +75,14 @@ class NodeServiceAsyncStub(NodeServiceStub):
     with FAILED_PRECONDITION, reason STALE_EPOCH: the agent ends that attempt's processes.
     Repeating a report is harmless.
     """
+    ReportPrepared: _aio.UnaryUnaryMultiCallable[_nodes_pb2.ReportPreparedRequest, _nodes_pb2.ReportPreparedResponse]  # type: ignore[assignment]
+    """Takes over that a node has fetched what a job that moves to it needs, or could not."""
+    CordonNode: _aio.UnaryUnaryMultiCallable[_nodes_pb2.CordonNodeRequest, _nodes_pb2.CordonNodeResponse]  # type: ignore[assignment]
+    """Gives a node no new attempts; those it holds go on. Cordoning twice is harmless."""
+    UncordonNode: _aio.UnaryUnaryMultiCallable[_nodes_pb2.UncordonNodeRequest, _nodes_pb2.UncordonNodeResponse]  # type: ignore[assignment]
+    """Lets a cordoned or drained node take attempts again."""
+    DrainNode: _aio.UnaryUnaryMultiCallable[_nodes_pb2.DrainNodeRequest, _nodes_pb2.DrainNodeResponse]  # type: ignore[assignment]
+    """Cordons a node and moves its jobs away: each writes a checkpoint and is queued again."""
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     """Nodes and the reports of their agents."""
@@ -113,5 +129,37 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         with FAILED_PRECONDITION, reason STALE_EPOCH: the agent ends that attempt's processes.
         Repeating a report is harmless.
         """
+
+    @_abc_1.abstractmethod
+    def ReportPrepared(
+        self,
+        request: _nodes_pb2.ReportPreparedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_nodes_pb2.ReportPreparedResponse, _abc.Awaitable[_nodes_pb2.ReportPreparedResponse]]:
+        """Takes over that a node has fetched what a job that moves to it needs, or could not."""
+
+    @_abc_1.abstractmethod
+    def CordonNode(
+        self,
+        request: _nodes_pb2.CordonNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_nodes_pb2.CordonNodeResponse, _abc.Awaitable[_nodes_pb2.CordonNodeResponse]]:
+        """Gives a node no new attempts; those it holds go on. Cordoning twice is harmless."""
+
+    @_abc_1.abstractmethod
+    def UncordonNode(
+        self,
+        request: _nodes_pb2.UncordonNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_nodes_pb2.UncordonNodeResponse, _abc.Awaitable[_nodes_pb2.UncordonNodeResponse]]:
+        """Lets a cordoned or drained node take attempts again."""
+
+    @_abc_1.abstractmethod
+    def DrainNode(
+        self,
+        request: _nodes_pb2.DrainNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_nodes_pb2.DrainNodeResponse, _abc.Awaitable[_nodes_pb2.DrainNodeResponse]]:
+        """Cordons a node and moves its jobs away: each writes a checkpoint and is queued again."""
 
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
