@@ -33,6 +33,7 @@ class Meters:
     )
     attempts = _counter("attempts", "Attempts that ended, by final state", "state")
     lease_expiries = _counter("lease_expiries", "Leases of nodes that ran out")
+    stalls = _counter("stalls", "Attempts killed because nothing moved")
     outbox_age = _gauge("outbox_age_seconds", "Age of the oldest event not yet on the bus", "service")
     dead_letters = _counter("dead_letters", "Messages no consumer could use", "stream")
     bus_reconnects = _counter("bus_reconnects", "Times the connection to NATS came back")

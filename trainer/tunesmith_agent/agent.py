@@ -14,8 +14,9 @@ import psutil
 
 from tunesmith import __version__
 from tunesmith.api.nodes.v1 import events_pb2, nodes_pb2, nodes_pb2_grpc
-from tunesmith.errors import InvalidArgument
-from tunesmith_agent.attempt import Attempt, Tools, declined, no_folder
+from tunesmith.errors import InvalidArgument, TunesmithError
+from tunesmith_agent.attempt import Attempt, Tools
+from tunesmith_agent.endings import declined, no_folder, no_inputs
 from tunesmith_agent.folder import Notes, RunFolder, find_runs
 from tunesmith_agent.gpus import Gpus
 from tunesmith_agent.reporter import Fenced
@@ -125,14 +126,33 @@ class Agent:
         if kind == "assign":
             self._consider(command, known)
             return
+        if kind == "prepare":
+            self._tasks.once(f"prepare {job_id}", self._prepare(command))
+            return
         if known is None or known.notes.epoch != command.epoch or known.notes.ended:
             return
         if kind == "kill":
             known.kill()
         elif kind == "stop":
-            known.stop()
+            given = command.stop.HasField("deadline")
+            known.stop(*([command.stop.deadline.ToTimedelta().total_seconds()] if given else []))
         else:
             known.folder.command("checkpoint")
+
+    async def _prepare(self, command: events_pb2.NodeCommand) -> None:
+        """Fetches what a job will need here; its present attempt trains on elsewhere meanwhile."""
+        wanted = command.prepare
+        assign = events_pb2.AssignAttempt(
+            base_model_digest=wanted.base_model_digest,
+            dataset_digest=wanted.dataset_digest,
+            checkpoint_digest=wanted.checkpoint_digest,
+        )
+        report = nodes_pb2.ReportPreparedRequest(job=command.job, epoch=command.epoch)
+        try:
+            await self._tools.inputs.gather(assign)
+        except (TunesmithError, OSError) as error:
+            report.failure.CopyFrom(no_inputs(error).failure)
+        await self._tools.reporter.send_prepared(report)
 
     def _consider(self, command: events_pb2.NodeCommand, known: Attempt | None) -> None:
         # A folder without notes was never made whole: an earlier agent died over it.
@@ -175,6 +195,8 @@ class Agent:
     def _drive(self, attempt: Attempt) -> None:
         async def drive() -> None:
             await attempt.drive()
+            if attempt.over and self._attempts.get(attempt.notes.job_id) is attempt:
+                self._tools.snapshots.drop(attempt.notes.job_id)
             self._tools.standby.warm()
             await attempt.settle()
             self._tidy()
@@ -187,6 +209,8 @@ class Agent:
             shutil.rmtree(folder.path, ignore_errors=True)
             if self._attempts.get(notes.job_id) and self._attempts[notes.job_id].notes.closed:
                 del self._attempts[notes.job_id]
+        running = {a.notes.job_id for a in self._attempts.values() if not a.notes.ended}
+        self._tools.snapshots.tidy(running)
 
     async def _sample(self) -> None:
         """Measures the node every 2 s: a heartbeat, and series beside the curves of each running job."""
@@ -197,10 +221,12 @@ class Agent:
             await self._bus.publish_core(subjects.heartbeat(self._facts.node_id), beat.SerializeToString())
             for attempt in list(self._attempts.values()):
                 if not attempt.notes.ended:
-                    await attempt.shipper.send_node_series(int(time.time() - attempt.began), _series(beat))
+                    await attempt.shippers[0].send_node_series(
+                        int(time.time() - attempt.began), _series(beat)
+                    )
 
     def _measure(self) -> events_pb2.NodeHeartbeat:
-        backlog = sum(a.shipper.backlog_bytes() for a in self._attempts.values() if not a.notes.closed)
+        backlog = sum(a.backlog_bytes() for a in self._attempts.values() if not a.notes.closed)
         METRICS.spool_backlog.set(backlog)
         beat = events_pb2.NodeHeartbeat(
             node_id=self._facts.node_id,

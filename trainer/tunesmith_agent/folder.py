@@ -26,12 +26,15 @@ class Notes:
     traceparent: str = ""
     pid: int = 0
     start_ticks: int = 0  # with the pid, names a process for ever: pids come again
+    peers: list[list[int]] = field(default_factory=list)  # the same two numbers of ranks 1 and above
     started: bool = False
     told_to_stop: bool = False
     told_to_kill: bool = False
+    stalled: bool = False  # the agent killed it because nothing moved
     events_segment: int = 1
     events_offset: int = 0
     reported_digest: str = ""
+    reported_step: int = -1  # of the newest checkpoint that is stored and known to the jobs service
     ended: bool = False  # its end was reported and taken, or it was replaced
     closed: bool = False  # and all it wrote is stored
     samples: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -53,10 +56,9 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    @property
-    def log(self) -> Path:
-        """The trainer's standard output and error."""
-        return self.path / "logs" / "rank-0.log"
+    def log(self, rank: int) -> Path:
+        """Standard output and error of a rank."""
+        return self.path / "logs" / f"rank-{rank}.log"
 
     @property
     def spool(self) -> Path:
@@ -82,6 +84,10 @@ class RunFolder:
         found = self._json("agent.json")
         return Notes(**found) if found is not None else None
 
+    def words(self, rank: int) -> dict[str, Any]:
+        """Returns what a rank last said of itself; empty when it said nothing."""
+        return self._json("status.json" if rank == 0 else f"status-{rank}.json") or {}
+
     def assign(self) -> events_pb2.AssignAttempt | None:
         """Returns what the node was told to do, or None when it cannot be read."""
         found = self._json("assign.json")
@@ -95,21 +101,25 @@ class RunFolder:
         """Returns what the trainer last said of itself."""
         return self._json("status.json")
 
-    def newest_checkpoint(self) -> dict[str, Any] | None:
-        """Returns the newest complete checkpoint in the form of its event, or None."""
-        found = sorted(self.path.glob("checkpoints/step-*/manifest.json"))
-        if not found:
-            return None
-        folder = found[-1].parent
-        return {
-            "path": f"checkpoints/{folder.name}",
-            "step": int(folder.name.removeprefix("step-")),
-            "size_bytes": sum(file.stat().st_size for file in folder.iterdir()),
-            "time": found[-1].stat().st_mtime,
-        }
+    def checkpoints(self, after_step: int) -> list[dict[str, Any]]:
+        """Returns the complete checkpoints beyond a step in the form of their events, oldest first."""
+        found: list[dict[str, Any]] = [
+            {
+                "path": f"checkpoints/{manifest.parent.name}",
+                "step": int(manifest.parent.name.removeprefix("step-")),
+                "size_bytes": sum(file.stat().st_size for file in manifest.parent.iterdir()),
+                "time": manifest.stat().st_mtime,
+            }
+            for manifest in sorted(self.path.glob("checkpoints/step-*/manifest.json"))
+        ]
+        return [checkpoint for checkpoint in found if checkpoint["step"] > after_step]
 
     def write_run(
-        self, notes: Notes, assign: events_pb2.AssignAttempt, inputs: Mapping[str, dict[str, object] | None]
+        self,
+        notes: Notes,
+        assign: events_pb2.AssignAttempt,
+        inputs: Mapping[str, dict[str, object] | None],
+        snapshots: Path | None,
     ) -> None:
         """Writes `run.json`: what the trainer is to do."""
         spec = MessageToDict(
@@ -121,12 +131,15 @@ class RunFolder:
             "job_id": notes.job_id,
             "display_name": assign.display_name,
             "epoch": notes.epoch,
-            "rank": 0,
-            "world_size": 1,
+            "world_size": world_size(assign),
             "spec": spec,
             "spec_digest": assign.spec_digest,
             **inputs,
             "samples": [{"prompt": s.prompt, "before": s.before} for s in assign.samples],
+            "snapshots": str(snapshots) if snapshots is not None else None,
+            "forked": assign.forked,
+            "accept_drift": assign.accept_drift,
+            "micro_batch_divisor": assign.micro_batch_divisor or 1,
             "gpus": list(assign.gpus),
             "traceparent": notes.traceparent,
         }
@@ -146,6 +159,11 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(self.path / name)
+
+
+def world_size(assign: events_pb2.AssignAttempt) -> int:
+    """Returns how many processes (ranks) an attempt has."""
+    return max(assign.spec.resources.processes_per_node, 1)
 
 
 def find_runs(root: Path) -> Iterator[tuple[RunFolder, Notes]]:

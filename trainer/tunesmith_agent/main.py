@@ -13,6 +13,7 @@ from tunesmith_agent.inputs import InputCache
 from tunesmith_agent.process import Standby
 from tunesmith_agent.reporter import Reporter
 from tunesmith_agent.shipper import Shipper
+from tunesmith_agent.snapshots import SnapshotMemory
 from tunesmith_kit import rpc
 from tunesmith_kit.blobs import BlobStore
 from tunesmith_kit.bus import Bus
@@ -32,6 +33,10 @@ class AgentSettings(ServiceSettings):
     labels: str = setting("", "labels of this node, as key=value separated by commas")
     slots: int = setting(1, "attempts this node runs at once")
     standby: bool = setting(True, "keep a trainer with its imports done for the next job")
+    snapshots: str = setting(
+        "/dev/shm",
+        "folder in memory for the trainers' snapshots; empty: none, and a killed trainer redoes more",
+    )
 
 
 def _labels(text: str) -> dict[str, str]:
@@ -55,14 +60,17 @@ async def build(settings: AgentSettings, telemetry: Telemetry) -> Running:
     bus = await Bus.connect(settings.nats_url, settings.nats_token, f"node/{node_id}", ensure_streams=False)
     blobs = BlobStore.open(settings.blobs())
 
-    def shipper(notes: Notes, folder: RunFolder) -> Shipper:
-        return Shipper(notes, folder.spool, folder.log, bus, metrics, metadata)
+    def shipper(notes: Notes, folder: RunFolder, rank: int) -> Shipper:
+        # Rank 0 alone writes metrics; the others have a log.
+        spool = folder.spool if rank == 0 else folder.spool / f"rank-{rank}"
+        return Shipper(notes, spool, folder.log(rank), rank, bus, metrics, metadata)
 
     home = settings.data_dir.absolute() / "nodes" / node_id
     tools = Tools(
         node=node_id,
         blobs=blobs,
         inputs=InputCache(home / "cache", blobs),
+        snapshots=SnapshotMemory(settings.snapshots, home),
         reporter=Reporter(node_id, nodes, metadata),
         standby=Standby(settings.standby),
         telemetry=telemetry,

@@ -1,5 +1,6 @@
 """Trainer processes: in their own session, so that they outlive the agent; known by pid and start time."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -41,13 +42,19 @@ class TrainerProcess:
         except ProcessLookupError:
             return
 
-    def begin(self, folder: Path) -> bool:
+    def dump_stacks(self) -> None:
+        """Makes it write the stack of each of its threads to its log."""
+        if self.alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGUSR2)
+
+    def begin(self, folder: Path, rank: int = 0) -> bool:
         """Hands the run folder over; False when the process is gone. If the agent dies before this, the
         trainer reads the end of its input and ends too: so none ever runs that no notes name."""
         assert self._child is not None
         assert self._child.stdin is not None
         try:
-            self._child.stdin.write(f"{folder}\n".encode())
+            self._child.stdin.write(f"{rank} {folder}\n".encode())
             self._child.stdin.close()
         except BrokenPipeError:
             return False
@@ -59,6 +66,31 @@ class TrainerProcess:
         return self._child.poll() if self._child is not None else None
 
 
+class Group:
+    """The ranks of one attempt. They live and die together: no rank can train without the others."""
+
+    def __init__(self, ranks: Sequence[TrainerProcess]) -> None:
+        self.ranks = list(ranks)
+
+    def alive(self) -> bool:
+        """Whether any rank still runs."""
+        return any(rank.alive() for rank in self.ranks)
+
+    def dead(self) -> list[int]:
+        """The ranks that have ended."""
+        return [number for number, rank in enumerate(self.ranks) if not rank.alive()]
+
+    def kill(self) -> None:
+        """Kills every rank at once."""
+        for rank in self.ranks:
+            rank.kill()
+
+    def dump_stacks(self) -> None:
+        """Makes every rank write its stacks to its log."""
+        for rank in self.ranks:
+            rank.dump_stacks()
+
+
 def _environment(gpus: Sequence[int]) -> dict[str, str]:
     # Our own settings hold tokens: they stay with the agent.
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("TUNESMITH_", "AWS_"))}
@@ -67,9 +99,9 @@ def _environment(gpus: Sequence[int]) -> dict[str, str]:
     return kept
 
 
-def launch(folder: Path, gpus: Sequence[int]) -> TrainerProcess:
+def launch(folder: Path, gpus: Sequence[int], rank: int = 0) -> TrainerProcess:
     """Starts a trainer for a run folder; it waits for `begin`."""
-    with (folder / "logs" / "rank-0.log").open("ab") as output:
+    with (folder / "logs" / f"rank-{rank}.log").open("ab") as output:
         child = subprocess.Popen(
             [*_MODULE, "--standby"],
             stdin=subprocess.PIPE,

@@ -3,16 +3,17 @@
 import asyncio
 import logging
 import random
+import time
 
 import grpc
 
-from tunesmith.api.jobs.v1 import state_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from tunesmith.errors import TunesmithError
 from tunesmith.status import from_rpc_error
 
 log = logging.getLogger(__name__)
 _LONGEST_PAUSE = 5.0
+_COMPLAIN_SECONDS = 30.0
 
 
 class Fenced(Exception):
@@ -26,11 +27,12 @@ class Reporter:
         self, node: str, stub: "nodes_pb2_grpc.NodeServiceAsyncStub", metadata: tuple[tuple[str, str], ...]
     ) -> None:
         self._node, self._stub, self._metadata = node, stub, metadata
+        self._complained = -_COMPLAIN_SECONDS
 
     async def send(
         self, report: nodes_pb2.ReportAttemptRequest, *, patient: bool = True
-    ) -> state_pb2.Desired.ValueType | None:
-        """Sends a report and returns what the user wants of the job; None when nobody answered.
+    ) -> nodes_pb2.ReportAttemptResponse | None:
+        """Sends a report and returns what is wanted of the attempt; None when nobody answered.
 
         Args:
             patient: try until it is answered; otherwise once (progress is soon out of date).
@@ -43,7 +45,8 @@ class Reporter:
         while True:
             try:
                 answer = await self._stub.ReportAttempt(report, timeout=10, metadata=self._metadata)
-                return answer.desired
+                self._complained = -_COMPLAIN_SECONDS
+                return answer
             except grpc.aio.AioRpcError as error:
                 known = from_rpc_error(error)
             if known.reason in ("STALE_EPOCH", "JOB_NOT_FOUND"):
@@ -54,7 +57,20 @@ class Reporter:
             await asyncio.sleep(pause * (0.5 + random.random()))
             pause = min(pause * 2, _LONGEST_PAUSE)
 
+    async def send_prepared(self, report: nodes_pb2.ReportPreparedRequest) -> None:
+        """Says that what a job needs to move here is here. Once: the job moves all the same after a while."""
+        report.node = self._node
+        try:
+            await self._stub.ReportPrepared(report, timeout=10, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            log.warning(
+                "a move's preparation was not taken", extra={"job": report.job, "error": error.details()}
+            )
+
     def _complain(self, error: TunesmithError, report: nodes_pb2.ReportAttemptRequest) -> None:
+        if time.monotonic() - self._complained < _COMPLAIN_SECONDS:
+            return  # an outage of an hour needs no thousand lines
+        self._complained = time.monotonic()
         log.warning(
             "a report was not taken", extra={"job": report.job, "epoch": report.epoch, "error": error.message}
         )

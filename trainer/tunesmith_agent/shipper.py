@@ -25,20 +25,22 @@ _STILL_SECONDS = 5.0  # without progress of the watermark before we ask, and sen
 
 
 class Shipper:
-    """Sends what one rank (0) of a run wrote, and the node's own series of the run."""
+    """Sends what one rank of a run wrote; rank 0's also the node's own series of the run."""
 
     def __init__(
         self,
         notes: Notes,
         spool: Path,
         log_path: Path,
+        rank: int,
         bus: Bus,
         metrics: "metrics_pb2_grpc.MetricsServiceAsyncStub",
         metadata: tuple[tuple[str, str], ...],
     ) -> None:
         self._notes, self._bus, self._metrics, self._metadata = notes, bus, metrics, metadata
+        self._rank = rank
         self._reader = SpoolReader(spool)
-        self._log = LogTail(log_path, notes.job_id, notes.epoch, 0)
+        self._log = LogTail(log_path, notes.job_id, notes.epoch, rank)
         self._sent_seq = self._stored_seq = 0
         self._stored_offset = 0
         self._round = 0
@@ -65,7 +67,7 @@ class Shipper:
         if self._behind() and time.monotonic() - self._moved > _STILL_SECONDS:
             await self._send_again()
         records = await asyncio.to_thread(self._reader.read, self._sent_seq)
-        for batch in pack(self._notes.job_id, self._notes.epoch, 0, records):
+        for batch in pack(self._notes.job_id, self._notes.epoch, self._rank, records):
             await self._send(batch)
             self._sent_seq = batch.first_seq + batch.num_records - 1
         while (chunk := self._log.read(ended)) is not None:
@@ -117,7 +119,7 @@ class Shipper:
         self._take(events_pb2.WatermarkAdvanced.FromString(message.payload))
 
     def _take(self, mark: events_pb2.WatermarkAdvanced) -> None:
-        if mark.epoch != self._notes.epoch or mark.rank != 0:
+        if mark.epoch != self._notes.epoch or mark.rank != self._rank:
             return
         if mark.metrics_seq > self._stored_seq or mark.log_offset > self._stored_offset:
             self._moved = time.monotonic()
@@ -126,7 +128,7 @@ class Shipper:
 
     async def _ask(self) -> None:
         """Asks the store how far it is; silence means no news."""
-        for rank in (0, NODE_RANK):
+        for rank in (self._rank, NODE_RANK) if self._rank == 0 else (self._rank,):
             request = metrics_pb2.GetWatermarkRequest(
                 job=f"projects/{self._notes.project}/jobs/{self._notes.job_id}",
                 epoch=self._notes.epoch,
@@ -141,7 +143,10 @@ class Shipper:
                 self._node_seq = max(self._node_seq or 0, answer.metrics_seq)
                 continue
             mark = events_pb2.WatermarkAdvanced(
-                epoch=self._notes.epoch, metrics_seq=answer.metrics_seq, log_offset=answer.log_offset
+                epoch=self._notes.epoch,
+                rank=rank,
+                metrics_seq=answer.metrics_seq,
+                log_offset=answer.log_offset,
             )
             self._take(mark)
 
