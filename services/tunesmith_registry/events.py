@@ -29,7 +29,8 @@ from tunesmith_registry.tables import ANSWERED
 
 log = logging.getLogger(__name__)
 
-HEARD = ("created", "output_ready", "checkpoint_committed")
+_CHECKPOINTS = ("checkpoint_committed", "checkpoint_pinned", "checkpoint_expired")
+HEARD = ("created", "output_ready", *_CHECKPOINTS)
 ACTOR = "service/registry"
 # Longer than EVENTS keeps anything, so a note never goes before its event.
 _KEPT = timedelta(days=31)
@@ -59,7 +60,7 @@ class JobEvents:
             await self._db.write(lambda session: self._check_inputs(session, project, job_id, event))
         elif kind == "output_ready":
             await self._take_output(project, job_id, event)
-        elif kind == "checkpoint_committed":
+        elif kind in _CHECKPOINTS:
             await self._db.write(lambda session: self._note_checkpoint(session, project, job_id, event))
 
     def _caller(self, event: jobs_events_pb2.JobEvent) -> Caller:
@@ -148,7 +149,8 @@ class JobEvents:
         self, session: Session, project: str, job_id: str, event: jobs_events_pb2.JobEvent
     ) -> None:
         if self._note(session, event):
-            versions.enter_checkpoint(session, project, job_id, event.checkpoint_committed.checkpoint)
+            said = getattr(event, str(event.WhichOneof("event"))).checkpoint
+            versions.enter_checkpoint(session, project, job_id, said, event.revision)
 
     def _note(self, session: Session, event: jobs_events_pb2.JobEvent) -> bool:
         """Notes that an event is answered now; False when it was before."""

@@ -85,6 +85,8 @@ CHECKPOINTS = Table(
     Column("job_id", String(64), primary_key=True),
     Column("epoch", BigInteger, primary_key=True),
     Column("step", BigInteger, primary_key=True),
+    # Of the jobs service's event it was last taken from: events are heard several at once.
+    Column("revision", BigInteger, nullable=False, server_default="0"),
     Column("body", LargeBinary, nullable=False),
 )
 

@@ -203,12 +203,15 @@ def _next_version(session: Session, project: str, model_id: str, caller: Caller)
     return 1
 
 
-def enter_checkpoint(session: Session, project: str, job_id: str, committed: state_pb2.CheckpointRef) -> None:
-    """Enters a committed checkpoint, once."""
+def enter_checkpoint(
+    session: Session, project: str, job_id: str, committed: state_pb2.CheckpointRef, revision: int
+) -> None:
+    """Enters what the jobs service says of a checkpoint, unless something newer is known."""
     of = CHECKPOINTS.c
     place = {"project": project, "job_id": job_id, "epoch": committed.epoch, "step": committed.step}
-    known = select(of.step).where(*(of[name] == value for name, value in place.items()))
-    if session.execute(known).one_or_none() is not None:
+    here = [of[name] == value for name, value in place.items()]
+    known = session.execute(select(of.revision).where(*here)).one_or_none()
+    if known is not None and known.revision >= revision:
         return
     body = models_pb2.Checkpoint(
         name=f"projects/{project}/jobs/{job_id}/checkpoints/{committed.digest}",
@@ -217,8 +220,13 @@ def enter_checkpoint(session: Session, project: str, job_id: str, committed: sta
         digest=committed.digest,
         size_bytes=committed.size_bytes,
         create_time=committed.create_time,
+        eval_loss=committed.eval_loss if committed.HasField("eval_loss") else None,
+        pinned=committed.pinned,
+        expired=committed.expired,
     )
-    session.execute(insert(CHECKPOINTS).values(**place, body=body.SerializeToString()))
+    said = {"revision": revision, "body": body.SerializeToString()}
+    change = insert(CHECKPOINTS).values(**place) if known is None else update(CHECKPOINTS).where(*here)
+    session.execute(change.values(**said))
 
 
 def checkpoint_page(

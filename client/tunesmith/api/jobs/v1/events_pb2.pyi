@@ -48,6 +48,7 @@ class JobEvent(_message.Message):
     MOVE_REQUESTED_FIELD_NUMBER: _builtins.int
     DRIFTED_FIELD_NUMBER: _builtins.int
     CHECKPOINT_EXPIRED_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_PINNED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Id of the event, a lower-case ULID."""
     revision: _builtins.int
@@ -110,6 +111,10 @@ class JobEvent(_message.Message):
     def checkpoint_expired(self) -> Global___CheckpointExpired:
         """A checkpoint was let go by the retention rules."""
 
+    @_builtins.property
+    def checkpoint_pinned(self) -> Global___CheckpointPinned:
+        """A checkpoint was pinned or unpinned."""
+
     def __init__(
         self,
         *,
@@ -132,12 +137,13 @@ class JobEvent(_message.Message):
         move_requested: Global___JobMoveRequested | None = ...,
         drifted: Global___AttemptDrifted | None = ...,
         checkpoint_expired: Global___CheckpointExpired | None = ...,
+        checkpoint_pinned: Global___CheckpointPinned | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_state_changed", b"attempt_state_changed", "checkpoint_committed", b"checkpoint_committed", "checkpoint_expired", b"checkpoint_expired", "created", b"created", "deleted", b"deleted", "drifted", b"drifted", "event", b"event", "move_requested", b"move_requested", "output_ready", b"output_ready", "stale_report_refused", b"stale_report_refused", "state_changed", b"state_changed", "time", b"time", "updated", b"updated"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_state_changed", b"attempt_state_changed", "checkpoint_committed", b"checkpoint_committed", "checkpoint_expired", b"checkpoint_expired", "checkpoint_pinned", b"checkpoint_pinned", "created", b"created", "deleted", b"deleted", "drifted", b"drifted", "event", b"event", "move_requested", b"move_requested", "output_ready", b"output_ready", "stale_report_refused", b"stale_report_refused", "state_changed", b"state_changed", "time", b"time", "updated", b"updated"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "attempt_state_changed", b"attempt_state_changed", "checkpoint_committed", b"checkpoint_committed", "checkpoint_expired", b"checkpoint_expired", "created", b"created", "deleted", b"deleted", "display_name", b"display_name", "drifted", b"drifted", "epoch", b"epoch", "event", b"event", "event_id", b"event_id", "job", b"job", "move_requested", b"move_requested", "output_ready", b"output_ready", "revision", b"revision", "stale_report_refused", b"stale_report_refused", "state_changed", b"state_changed", "time", b"time", "traceparent", b"traceparent", "updated", b"updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "attempt_state_changed", b"attempt_state_changed", "checkpoint_committed", b"checkpoint_committed", "checkpoint_expired", b"checkpoint_expired", "checkpoint_pinned", b"checkpoint_pinned", "created", b"created", "deleted", b"deleted", "display_name", b"display_name", "drifted", b"drifted", "epoch", b"epoch", "event", b"event", "event_id", b"event_id", "job", b"job", "move_requested", b"move_requested", "output_ready", b"output_ready", "revision", b"revision", "stale_report_refused", b"stale_report_refused", "state_changed", b"state_changed", "time", b"time", "traceparent", b"traceparent", "updated", b"updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["created", "state_changed", "attempt_state_changed", "checkpoint_committed", "output_ready", "stale_report_refused", "updated", "deleted", "move_requested", "drifted", "checkpoint_expired"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["created", "state_changed", "attempt_state_changed", "checkpoint_committed", "output_ready", "stale_report_refused", "updated", "deleted", "move_requested", "drifted", "checkpoint_expired", "checkpoint_pinned"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -289,6 +295,30 @@ class AttemptDrifted(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttemptDrifted: _TypeAlias = AttemptDrifted  # noqa: Y015
+
+@_typing.final
+class CheckpointPinned(_message.Message):
+    """A checkpoint was pinned or unpinned."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkpoint(self) -> _state_pb2.CheckpointRef:
+        """The checkpoint, with `pinned` as it is now."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: _state_pb2.CheckpointRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointPinned: _TypeAlias = CheckpointPinned  # noqa: Y015
 
 @_typing.final
 class CheckpointExpired(_message.Message):

@@ -892,68 +892,6 @@ class NodeVerdict(_message.Message):
 Global___NodeVerdict: _TypeAlias = NodeVerdict  # noqa: Y015
 
 @_typing.final
-class ListCheckpointsRequest(_message.Message):
-    """Request of ListCheckpoints."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    PARENT_FIELD_NUMBER: _builtins.int
-    PAGE_SIZE_FIELD_NUMBER: _builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    SHOW_EXPIRED_FIELD_NUMBER: _builtins.int
-    parent: _builtins.str
-    """`projects/{project}/jobs/{job}`."""
-    page_size: _builtins.int
-    """Most checkpoints to return. Default 50, at most 1,000."""
-    page_token: _builtins.str
-    """`next_page_token` of the previous page."""
-    show_expired: _builtins.bool
-    """Also those the retention rules let go."""
-    def __init__(
-        self,
-        *,
-        parent: _builtins.str = ...,
-        page_size: _builtins.int = ...,
-        page_token: _builtins.str = ...,
-        show_expired: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "show_expired", b"show_expired"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListCheckpointsRequest: _TypeAlias = ListCheckpointsRequest  # noqa: Y015
-
-@_typing.final
-class ListCheckpointsResponse(_message.Message):
-    """Response of ListCheckpoints."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CHECKPOINTS_FIELD_NUMBER: _builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    next_page_token: _builtins.str
-    """Token of the next page. Empty: this was the last."""
-    @_builtins.property
-    def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[_state_pb2.CheckpointRef]:
-        """Checkpoints, newest first."""
-
-    def __init__(
-        self,
-        *,
-        checkpoints: _abc.Iterable[_state_pb2.CheckpointRef] | None = ...,
-        next_page_token: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "next_page_token", b"next_page_token"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListCheckpointsResponse: _TypeAlias = ListCheckpointsResponse  # noqa: Y015
-
-@_typing.final
 class PinCheckpointRequest(_message.Message):
     """Request of PinCheckpoint."""
 

@@ -95,11 +95,6 @@ class JobServiceStub(object):
                 request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ExplainJobRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ExplainJobResponse.FromString,
                 _registered_method=True)
-        self.ListCheckpoints = channel.unary_unary(
-                '/tunesmith.api.jobs.v1.JobService/ListCheckpoints',
-                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ListCheckpointsRequest.SerializeToString,
-                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ListCheckpointsResponse.FromString,
-                _registered_method=True)
         self.PinCheckpoint = channel.unary_unary(
                 '/tunesmith.api.jobs.v1.JobService/PinCheckpoint',
                 request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PinCheckpointRequest.SerializeToString,
@@ -233,15 +228,9 @@ class JobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ListCheckpoints(self, request, context):
-        """Lists the checkpoints of a job, newest first.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def PinCheckpoint(self, request, context):
-        """Keeps a checkpoint whatever the retention rules say, or lets it go again.
+        """Keeps a checkpoint whatever the retention rules say, or lets it go again. The registry lists checkpoints
+        (ModelService.ListCheckpoints); the rules are applied here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -352,11 +341,6 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.ExplainJob,
                     request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ExplainJobRequest.FromString,
                     response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ExplainJobResponse.SerializeToString,
-            ),
-            'ListCheckpoints': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListCheckpoints,
-                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ListCheckpointsRequest.FromString,
-                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ListCheckpointsResponse.SerializeToString,
             ),
             'PinCheckpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.PinCheckpoint,
@@ -719,33 +703,6 @@ class JobService(object):
             '/tunesmith.api.jobs.v1.JobService/ExplainJob',
             tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ExplainJobRequest.SerializeToString,
             tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ExplainJobResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ListCheckpoints(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/tunesmith.api.jobs.v1.JobService/ListCheckpoints',
-            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ListCheckpointsRequest.SerializeToString,
-            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ListCheckpointsResponse.FromString,
             options,
             channel_credentials,
             insecure,

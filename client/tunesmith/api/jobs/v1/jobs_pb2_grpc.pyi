@@ -71,10 +71,10 @@ class JobServiceStub:
     """Says why a job does not run: the rule that blocks it on each node, and the smallest change that
     would start it.
     """
-    ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListCheckpointsRequest, _jobs_pb2.ListCheckpointsResponse]
-    """Lists the checkpoints of a job, newest first."""
     PinCheckpoint: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.PinCheckpointRequest, _jobs_pb2.PinCheckpointResponse]
-    """Keeps a checkpoint whatever the retention rules say, or lets it go again."""
+    """Keeps a checkpoint whatever the retention rules say, or lets it go again. The registry lists checkpoints
+    (ModelService.ListCheckpoints); the rules are applied here.
+    """
     GetQuota: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetQuotaRequest, _jobs_pb2.GetQuotaResponse]
     """Returns a project's quota and what it uses of it."""
     SetQuota: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.SetQuotaRequest, _jobs_pb2.SetQuotaResponse]
@@ -133,10 +133,10 @@ class JobServiceAsyncStub(JobServiceStub):
     """Says why a job does not run: the rule that blocks it on each node, and the smallest change that
     would start it.
     """
-    ListCheckpoints: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListCheckpointsRequest, _jobs_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
-    """Lists the checkpoints of a job, newest first."""
     PinCheckpoint: _aio.UnaryUnaryMultiCallable[_jobs_pb2.PinCheckpointRequest, _jobs_pb2.PinCheckpointResponse]  # type: ignore[assignment]
-    """Keeps a checkpoint whatever the retention rules say, or lets it go again."""
+    """Keeps a checkpoint whatever the retention rules say, or lets it go again. The registry lists checkpoints
+    (ModelService.ListCheckpoints); the rules are applied here.
+    """
     GetQuota: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetQuotaRequest, _jobs_pb2.GetQuotaResponse]  # type: ignore[assignment]
     """Returns a project's quota and what it uses of it."""
     SetQuota: _aio.UnaryUnaryMultiCallable[_jobs_pb2.SetQuotaRequest, _jobs_pb2.SetQuotaResponse]  # type: ignore[assignment]
@@ -266,20 +266,14 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
-    def ListCheckpoints(
-        self,
-        request: _jobs_pb2.ListCheckpointsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_jobs_pb2.ListCheckpointsResponse, _abc.Awaitable[_jobs_pb2.ListCheckpointsResponse]]:
-        """Lists the checkpoints of a job, newest first."""
-
-    @_abc_1.abstractmethod
     def PinCheckpoint(
         self,
         request: _jobs_pb2.PinCheckpointRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.PinCheckpointResponse, _abc.Awaitable[_jobs_pb2.PinCheckpointResponse]]:
-        """Keeps a checkpoint whatever the retention rules say, or lets it go again."""
+        """Keeps a checkpoint whatever the retention rules say, or lets it go again. The registry lists checkpoints
+        (ModelService.ListCheckpoints); the rules are applied here.
+        """
 
     @_abc_1.abstractmethod
     def GetQuota(
