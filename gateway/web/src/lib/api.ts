@@ -87,5 +87,9 @@ export async function post<T>(path: string, body: unknown): Promise<T> {
   return (await response.json()) as T;
 }
 
+export async function remove(path: string, query: Query = {}): Promise<void> {
+  await open(address(path, query), { method: "DELETE", headers: headers() });
+}
+
 /** The project whose jobs the page shows. */
 export const PROJECT = "projects/default";

@@ -42,6 +42,11 @@ class Fleet {
     if (known === undefined || Number(known.revision) <= Number(job.revision)) this.jobs.set(job.job_id, job);
   }
 
+  /** Forgets a job that was deleted. */
+  drop(job: Job): void {
+    this.jobs.delete(job.job_id);
+  }
+
   /** Finds a job by its id or readable name. */
   find(name: string): Job | undefined {
     return this.jobs.get(name) ?? [...this.jobs.values()].find((job) => job.display_name === name);
