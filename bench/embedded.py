@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -53,7 +53,7 @@ def main() -> None:
     found: dict[str, list[float]] = {}
     for name, value in (*client_figures(), *platform_figures(options.starts, options.jobs)):
         found.setdefault(name, []).append(value)
-    report(found)
+    report(found, TARGETS)
 
 
 def client_figures(rounds: int = 9) -> Iterator[tuple[str, float]]:
@@ -179,13 +179,14 @@ def ready_time(client: Client, job: str) -> float:
     raise AssertionError("the job had no trainer")
 
 
-def report(found: dict[str, list[float]]) -> None:
+def report(found: dict[str, list[float]], targets: Mapping[str, str]) -> None:
+    """Prints a table and, as the last line, the medians as JSON."""
     write = sys.stdout.write
     write(f"{'figure':<26}{'median':>10}{'least':>10}{'most':>10}{'runs':>6}{'target':>8}\n")
     for name, values in found.items():
         middle = statistics.median(values)
         row = f"{name:<26}{middle:>10.2f}{min(values):>10.2f}{max(values):>10.2f}{len(values):>6}"
-        write(f"{row}{TARGETS.get(name, ''):>8}\n")
+        write(f"{row}{targets.get(name, ''):>8}\n")
     write(json.dumps({name: round(statistics.median(values), 3) for name, values in found.items()}) + "\n")
 
 
