@@ -11,7 +11,7 @@ from tunesmith_agent.folder import Notes
 FAILED, KILLED = state_pb2.ATTEMPT_STATE_FAILED, state_pb2.ATTEMPT_STATE_KILLED
 
 
-def notes(**told: bool) -> Notes:
+def notes(**told: Any) -> Notes:
     """Notes of an attempt that ran."""
     return Notes("projects/default/jobs/01k", 1, "n1", started=True, **told)
 

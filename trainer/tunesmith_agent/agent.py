@@ -36,6 +36,7 @@ class NodeFacts:
     """What a node is told to say of itself."""
 
     node_id: str
+    address: str
     labels: Mapping[str, str]
     slots: int
 
@@ -89,6 +90,7 @@ class Agent:
     async def _register(self) -> None:
         request = nodes_pb2.RegisterNodeRequest(
             node_id=self._facts.node_id,
+            address=self._facts.address,
             labels=self._facts.labels,
             capacity=self._capacity(),
             agent_version=__version__,

@@ -19,7 +19,7 @@ from tunesmith.api.nodes.v1 import events_pb2, nodes_pb2
 from tunesmith.errors import TunesmithError
 from tunesmith_agent import ranks
 from tunesmith_agent.endings import Remains, died_early, end_of, infra, no_inputs, no_output
-from tunesmith_agent.folder import RUN, STOP, EventTail, Notes, RunFolder, world_size
+from tunesmith_agent.folder import RUN, STOP, EventTail, Notes, RunFolder, local_ranks
 from tunesmith_agent.inputs import InputCache
 from tunesmith_agent.memory import num_oom_kills
 from tunesmith_agent.process import Standby
@@ -71,8 +71,10 @@ class Attempt:
     ) -> None:
         self.folder, self.notes, self._tools, self._assign = folder, notes, tools, assign
         self._spec = assign.spec if assign is not None else spec_pb2.JobSpec()
-        num_ranks = world_size(assign) if assign is not None else 1
-        self.shippers = [tools.shipper(notes, folder, rank) for rank in range(num_ranks)]
+        self._ranks = local_ranks(assign) if assign is not None else range(1)
+        # Of a job over several nodes the first one's agent speaks for all; the others look after their ranks.
+        self._leads = self._ranks[0] == 0
+        self.shippers = [tools.shipper(notes, folder, rank) for rank in self._ranks]
         self._tail = EventTail(folder, notes)
         self._uploads = Uploads(folder, notes, tools.blobs, self._report_checkpoint)
         self._watchdog = Watchdog(self._spec.retry.stall_timeout.ToTimedelta())
@@ -89,6 +91,9 @@ class Attempt:
 
     def stop(self, seconds: float = _STOP_SECONDS) -> None:
         """Asks for a checkpoint and the end; after `seconds` the processes are killed."""
+        if not self._leads:  # rank 0 is told, and tells the others
+            self._stop_deadline = min(self._stop_deadline, time.monotonic() + seconds)
+            return
         if not self.notes.told_to_stop:
             self.notes.told_to_stop = True
             self.folder.save(self.notes)
@@ -229,14 +234,16 @@ class Attempt:
             self._oom_kills, self._oom_time = num_oom_kills(), time.monotonic()
         if self._broken_deadline < float("inf"):
             return
-        for rank in self._group.dead():
-            finished = self.folder.words(rank).get("finished") or {}
+        for place in self._group.dead():
+            finished = self.folder.words(self._ranks[place]).get("finished") or {}
             if finished.get("result") not in ("completed", "checkpointed"):
-                self._first_dead = rank
+                self._first_dead = place
                 self._broken_deadline = time.monotonic() + _SURVIVOR_SECONDS
                 return
 
     async def _look_for_stall(self) -> None:
+        if not self._leads:
+            return  # the progress of all shows at rank 0
         seconds = self._watchdog.stalled_for(self.folder.status() or {}, time.monotonic())
         if not seconds or self.notes.told_to_kill or self.notes.stalled:
             return
@@ -311,7 +318,7 @@ class Attempt:
         """Reports the end, once metrics and logs are stored (or their store is away)."""
         status = self.folder.status() or {}
         report = end_of(self._remains(), self.notes)
-        if report.state == state_pb2.ATTEMPT_STATE_COMPLETED:
+        if report.state == state_pb2.ATTEMPT_STATE_COMPLETED and self._leads:
             try:
                 report.output_digest = await asyncio.to_thread(
                     manifest.put_folder, self._tools.blobs, self.folder.path / "output"
@@ -328,7 +335,8 @@ class Attempt:
 
     def _remains(self) -> Remains:
         return Remains(
-            words=[self.folder.words(rank) for rank in range(len(self.shippers))],
+            words=[self.folder.words(rank) for rank in self._ranks],
+            first_rank=self._ranks[0],
             exit_codes=[rank.exit_code for rank in self._group.ranks],
             first_dead=self._first_dead,
             disk_free_bytes=shutil.disk_usage(self.folder.path).free,

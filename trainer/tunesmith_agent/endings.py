@@ -20,7 +20,8 @@ class Remains:
 
     words: Sequence[dict[str, Any]]  # by rank; empty for one that said nothing
     exit_codes: Sequence[int | None] = ()
-    first_dead: int = 0
+    first_dead: int = 0  # index into the two above
+    first_rank: int = 0
     disk_free_bytes: int = 1 << 62
     oom_killed: bool = False
     spec: spec_pb2.JobSpec = field(default_factory=spec_pb2.JobSpec)
@@ -99,7 +100,8 @@ def memory_advice(spec: spec_pb2.JobSpec) -> str:
 
 
 def _who(remains: Remains) -> str:
-    return f"rank {remains.first_dead}" if len(remains.words) > 1 else "the trainer"
+    rank = remains.first_rank + remains.first_dead
+    return f"rank {rank}" if rank or len(remains.words) > 1 else "the trainer"
 
 
 def _phase(remains: Remains) -> str:

@@ -132,6 +132,7 @@ class RunFolder:
             "display_name": assign.display_name,
             "epoch": notes.epoch,
             "world_size": world_size(assign),
+            "rendezvous": assign.rendezvous or None,
             "spec": spec,
             "spec_digest": assign.spec_digest,
             **inputs,
@@ -162,7 +163,17 @@ class RunFolder:
 
 
 def world_size(assign: events_pb2.AssignAttempt) -> int:
-    """Returns how many processes (ranks) an attempt has."""
+    """Returns how many processes (ranks) an attempt has on all its nodes."""
+    return max(len(assign.nodes), 1) * _per_node(assign)
+
+
+def local_ranks(assign: events_pb2.AssignAttempt) -> range:
+    """Returns the ranks of an attempt that run on this node."""
+    first = assign.node_rank * _per_node(assign)
+    return range(first, first + _per_node(assign))
+
+
+def _per_node(assign: events_pb2.AssignAttempt) -> int:
     return max(assign.spec.resources.processes_per_node, 1)
 
 

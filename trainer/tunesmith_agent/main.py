@@ -1,5 +1,6 @@
 """Wires the agent."""
 
+import socket
 from dataclasses import dataclass
 
 from tunesmith.api.metrics.v1 import metrics_pb2_grpc
@@ -30,6 +31,9 @@ class AgentSettings(ServiceSettings):
     gateway_address: str = setting("127.0.0.1:7461", "gRPC address of the gateway")
     token: str = setting("", "token of role node for the gateway", secret=True)
     node: str = setting("", "name of this node; empty: the machine's name")
+    address: str = setting(
+        "", "host name or address at which other nodes reach this one; empty: the machine's name"
+    )
     labels: str = setting("", "labels of this node, as key=value separated by commas")
     slots: int = setting(1, "attempts this node runs at once")
     standby: bool = setting(True, "keep a trainer with its imports done for the next job")
@@ -82,7 +86,8 @@ async def build(settings: AgentSettings, telemetry: Telemetry) -> Running:
         ),
         shipper=shipper,
     )
-    facts = NodeFacts(node_id, _labels(settings.labels), settings.slots)
+    address = settings.address or socket.gethostname()
+    facts = NodeFacts(node_id, address, _labels(settings.labels), settings.slots)
     agent = Agent(facts, home / "runs", bus, nodes, metadata, tools, find_gpus())
     lease = Lease(bus, lease_key("node", node_id), f"node/{node_id}")
     lease.start()

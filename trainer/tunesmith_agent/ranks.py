@@ -4,7 +4,7 @@ import logging
 
 from tunesmith.api.nodes.v1 import events_pb2
 from tunesmith_agent import process
-from tunesmith_agent.folder import Notes, RunFolder, world_size
+from tunesmith_agent.folder import Notes, RunFolder, local_ranks
 from tunesmith_agent.process import Group, Standby, TrainerProcess, start_ticks
 
 log = logging.getLogger(__name__)
@@ -19,21 +19,21 @@ def adopt(notes: Notes) -> Group:
 
 
 def start(folder: RunFolder, notes: Notes, assign: events_pb2.AssignAttempt, standby: Standby) -> Group:
-    """Starts every rank. All are named in our notes before the first begins: an agent that dies here leaves
-    no trainer that nobody knows."""
-    num_ranks = world_size(assign)
+    """Starts every rank of this node. All are named in our notes before the first begins: an agent that dies
+    here leaves no trainer that nobody knows."""
+    numbers = local_ranks(assign)
     waiting = None if assign.gpus else standby.take()
     ranks = [
-        waiting if waiting is not None and rank == 0 else _launch(folder, assign, rank, num_ranks)
-        for rank in range(num_ranks)
+        waiting if waiting is not None and place == 0 else _launch(folder, assign, place, rank)
+        for place, rank in enumerate(numbers)
     ]
     group = _name(folder, notes, ranks)
-    if not ranks[0].begin(folder.path):  # the standby died while it waited
-        ranks[0] = _launch(folder, assign, 0, num_ranks)
+    if not ranks[0].begin(folder.path, numbers[0]):  # the standby died while it waited
+        ranks[0] = _launch(folder, assign, 0, numbers[0])
         group = _name(folder, notes, ranks)
-        ranks[0].begin(folder.path)
-    for rank in range(1, num_ranks):
-        ranks[rank].begin(folder.path, rank)
+        ranks[0].begin(folder.path, numbers[0])
+    for place in range(1, len(ranks)):
+        ranks[place].begin(folder.path, numbers[place])
     return group
 
 
@@ -45,6 +45,6 @@ def _name(folder: RunFolder, notes: Notes, ranks: list[TrainerProcess]) -> Group
     return Group(ranks)
 
 
-def _launch(folder: RunFolder, assign: events_pb2.AssignAttempt, rank: int, num_ranks: int) -> TrainerProcess:
-    share = len(assign.gpus) // num_ranks  # an equal part of the attempt's GPUs each
-    return process.launch(folder.path, list(assign.gpus[rank * share : (rank + 1) * share]), rank)
+def _launch(folder: RunFolder, assign: events_pb2.AssignAttempt, place: int, rank: int) -> TrainerProcess:
+    share = len(assign.gpus) // len(local_ranks(assign))  # an equal part of the node's GPUs each
+    return process.launch(folder.path, list(assign.gpus[place * share : (place + 1) * share]), rank)

@@ -625,9 +625,7 @@ class ResourceSpec(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     PROCESSES_PER_NODE_FIELD_NUMBER: _builtins.int
     num_nodes: _builtins.int
-    """Nodes the job spreads over, all reserved at once or none (gang). Default 1, the only value
-    served so far.
-    """
+    """Nodes the job spreads over, all reserved at once or none (gang). Default 1."""
     gpus_per_node: _builtins.int
     """GPUs on each node. 0: the CPU."""
     memory_bytes: _builtins.int

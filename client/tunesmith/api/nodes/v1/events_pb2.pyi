@@ -229,6 +229,9 @@ class AssignAttempt(_message.Message):
     FORKED_FIELD_NUMBER: _builtins.int
     ACCEPT_DRIFT_FIELD_NUMBER: _builtins.int
     MICRO_BATCH_DIVISOR_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    NODE_RANK_FIELD_NUMBER: _builtins.int
+    RENDEZVOUS_FIELD_NUMBER: _builtins.int
     spec_digest: _builtins.str
     """SHA-256 of the spec."""
     base_model_digest: _builtins.str
@@ -247,6 +250,10 @@ class AssignAttempt(_message.Message):
     """Go on although environment or libraries differ from the checkpoint's, and say what differs."""
     micro_batch_divisor: _builtins.int
     """Divide micro-batches by this and make as many times more of them. 0: as the spec says."""
+    node_rank: _builtins.int
+    """Place of this node among them."""
+    rendezvous: _builtins.str
+    """Host and port at which the ranks of several nodes meet, on the first node. Empty: one node."""
     @_builtins.property
     def spec(self) -> _spec_pb2.JobSpec:
         """What to run, with every default filled in."""
@@ -258,6 +265,10 @@ class AssignAttempt(_message.Message):
     @_builtins.property
     def samples(self) -> _containers.RepeatedCompositeFieldContainer[_state_pb2.Sample]:
         """Answers of earlier attempts, so that the base model's need not be made again."""
+
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Nodes of the attempt by node rank; the first one's agent speaks for the attempt."""
 
     def __init__(
         self,
@@ -274,10 +285,13 @@ class AssignAttempt(_message.Message):
         forked: _builtins.bool = ...,
         accept_drift: _builtins.bool = ...,
         micro_batch_divisor: _builtins.int = ...,
+        nodes: _abc.Iterable[_builtins.str] | None = ...,
+        node_rank: _builtins.int = ...,
+        rendezvous: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_drift", b"accept_drift", "base_model_digest", b"base_model_digest", "checkpoint_digest", b"checkpoint_digest", "checkpoint_step", b"checkpoint_step", "dataset_digest", b"dataset_digest", "display_name", b"display_name", "forked", b"forked", "gpus", b"gpus", "micro_batch_divisor", b"micro_batch_divisor", "samples", b"samples", "spec", b"spec", "spec_digest", b"spec_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_drift", b"accept_drift", "base_model_digest", b"base_model_digest", "checkpoint_digest", b"checkpoint_digest", "checkpoint_step", b"checkpoint_step", "dataset_digest", b"dataset_digest", "display_name", b"display_name", "forked", b"forked", "gpus", b"gpus", "micro_batch_divisor", b"micro_batch_divisor", "node_rank", b"node_rank", "nodes", b"nodes", "rendezvous", b"rendezvous", "samples", b"samples", "spec", b"spec", "spec_digest", b"spec_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

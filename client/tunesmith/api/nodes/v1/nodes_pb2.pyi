@@ -109,12 +109,17 @@ class RegisterNodeRequest(_message.Message):
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Name of the node, unique in the fleet."""
     agent_version: _builtins.str
     """Version of the agent."""
     request_id: _builtins.str
     """Id chosen by the client, so that a repeated call acts once."""
+    address: _builtins.str
+    """Host name or address at which other nodes reach this one: ranks of jobs over several nodes meet
+    there. Empty: the node's name.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels jobs may ask for."""
@@ -136,10 +141,11 @@ class RegisterNodeRequest(_message.Message):
         agent_version: _builtins.str = ...,
         attempts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         request_id: _builtins.str = ...,
+        address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "attempts", b"attempts", "capacity", b"capacity", "labels", b"labels", "node_id", b"node_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_version", b"agent_version", "attempts", b"attempts", "capacity", b"capacity", "labels", b"labels", "node_id", b"node_id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -691,6 +697,7 @@ class Node(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     REGISTER_TIME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`nodes/{node}`."""
     node_id: _builtins.str
@@ -701,6 +708,8 @@ class Node(_message.Message):
     """Version of the agent."""
     revision: _builtins.int
     """Revision of the last change."""
+    address: _builtins.str
+    """Host name or address at which other nodes reach it."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels jobs may ask for."""
@@ -739,10 +748,11 @@ class Node(_message.Message):
         revision: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         register_time: _timestamp_pb2.Timestamp | None = ...,
+        address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "create_time", b"create_time", "register_time", b"register_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "capacity", b"capacity", "conditions", b"conditions", "create_time", b"create_time", "jobs", b"jobs", "labels", b"labels", "name", b"name", "node_id", b"node_id", "register_time", b"register_time", "revision", b"revision", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_version", b"agent_version", "capacity", b"capacity", "conditions", b"conditions", "create_time", b"create_time", "jobs", b"jobs", "labels", b"labels", "name", b"name", "node_id", b"node_id", "register_time", b"register_time", "revision", b"revision", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

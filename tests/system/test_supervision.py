@@ -1,0 +1,114 @@
+"""The agent over its trainers: a rank that dies, one that hangs, memory that runs out, snapshots taken up."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.jobs import check_whole, output_digest, spec, wait_state, wait_step
+from tests.support.platform import Platform, embedded
+from tests.support.processes import wait_for
+
+_CGROUPS = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """One platform for the whole file."""
+    with embedded(tmp_path_factory.mktemp("supervision")) as running:
+        running.load_inputs()
+        yield running
+
+
+def ranks(platform: Platform, job_id: str, epoch: int = 1) -> list[int]:
+    """Process ids of an attempt's ranks, in their order."""
+    (path,) = platform.root.glob(f"data/nodes/*/runs/{job_id}-{epoch}/agent.json")
+    notes = json.loads(path.read_text())
+    return [notes["pid"], *(pid for pid, _ in notes["peers"])]
+
+
+def sharded(steps: int, processes: int, **more: Any) -> dict[str, Any]:
+    """A job of two logical shards on one or two ranks: the same bits by promise."""
+    job = spec(steps, logical_shards=2)
+    return {**job, "resources": {"processes_per_node": processes}, **more}
+
+
+def undisturbed(platform: Platform, job: dict[str, Any]) -> str:
+    """The weights of a job that nobody disturbs."""
+    with platform.client() as client:
+        done = client.jobs.submit(job).wait(60)
+        assert done.succeeded, done.proto.failure
+        return output_digest(client, done)
+
+
+def test_a_rank_that_dies_ends_the_group_and_the_next_attempt_gives_the_same_bits(platform: Platform) -> None:
+    expected = undisturbed(platform, sharded(60, processes=1))
+    with platform.client() as client:
+        job = client.jobs.submit(sharded(60, processes=2))
+        wait_step(client, job.name, 5)
+        first = ranks(platform, job.id)
+        assert len(first) == 2
+        os.kill(first[1], signal.SIGKILL)
+        done = wait_state(client, job.name, "SUCCEEDED")
+        second, lost = done.attempts()
+        assert (lost.failure.reason, second.resumed_from) == ("PROCESS_DIED", "snapshot")
+        assert lost.failure.message.startswith("rank 1 died")
+        assert not any(psutil.pid_exists(pid) for pid in first), "the group ends as one"
+        assert output_digest(client, done) == expected
+        check_whole(platform, done, 60)
+
+
+def test_a_hang_is_noticed_and_its_stacks_are_in_the_log(platform: Platform) -> None:
+    with platform.client() as client:
+        job = client.jobs.submit(sharded(400, processes=2, retry={"stall_timeout": "3s"}))
+        wait_step(client, job.name, 5)
+        os.kill(ranks(platform, job.id)[1], signal.SIGSTOP)  # rank 0 now waits in a collective
+        done = wait_state(client, job.name, "SUCCEEDED", seconds=90)
+        stalled = done.attempts()[-1]
+        assert stalled.failure.reason == "NO_PROGRESS"
+        lines = [line.text for line in done.logs(epoch=1)]
+        assert any("most recent call first" in line for line in lines), "the stacks of rank 0"
+        check_whole(platform, done, 400)
+
+
+def test_a_killed_trainer_loses_one_step_at_most_and_its_memory_is_given_back(platform: Platform) -> None:
+    with platform.client() as client:
+        job = client.jobs.submit(spec(600))
+        seen = wait_step(client, job.name, 20).proto.progress.step
+        (pid,) = ranks(platform, job.id)
+        os.kill(pid, signal.SIGKILL)
+        done = wait_state(client, job.name, "SUCCEEDED")
+        second, _ = done.attempts()
+        assert second.resumed_from == "snapshot"
+        assert second.resumed_step >= seen, "nothing that was reported is done again"
+        memory = [path for path in Path("/dev/shm").glob("tunesmith-*/*") if path.name == job.id]
+        wait_for(lambda: not any(path.exists() for path in memory), 10, "the snapshots are gone")
+        check_whole(platform, done, 600)
+
+
+def test_a_trainer_killed_for_memory_is_told_as_such_and_not_tried_blindly(tmp_path: Path) -> None:
+    if not os.access(_CGROUPS, os.W_OK):
+        pytest.skip("no memory cgroup that this user may make")
+    group = _CGROUPS / f"tunesmith-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        with embedded(tmp_path, {"TUNESMITH_AGENT_STANDBY": "false"}) as platform:
+            platform.load_inputs()
+            # What it has already stays charged where it was; the trainer it starts is charged here.
+            (group / "memory.limit_in_bytes").write_text(str(150 * 1024 * 1024))
+            (group / "cgroup.procs").write_text(str(platform.processes["up"].pid))
+            with platform.client() as client:
+                job = client.jobs.submit(spec(10, micro_batch_size=8))
+                failed = wait_state(client, job.name, "FAILED")
+                assert len(failed.attempts()) == 1
+                failure = failed.proto.failure
+                assert failure.reason == "KILLED_FOR_MEMORY"
+                assert "micro_batch_size to 4" in failure.remedy
+    finally:
+        wait_for(lambda: not (group / "cgroup.procs").read_text(), 20, "every process has left the group")
+        group.rmdir()
