@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from tunesmith.api.jobs.v1 import state_pb2
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import FailedPrecondition, TunesmithError
 from tunesmith_agent.folder import Notes, RunFolder
 from tunesmith_kit import manifest
 from tunesmith_kit.blobs import BlobStore
@@ -57,6 +57,12 @@ class Uploads:
             try:
                 digest = await asyncio.to_thread(manifest.put_folder, self._blobs, path)
                 break
+            except FailedPrecondition as error:
+                # Damage does not heal: waiting would hold the attempt for ever. A resume takes an older one.
+                log.warning(
+                    "a damaged checkpoint is not stored", extra={"path": event["path"], "why": error.message}
+                )
+                return
             except (TunesmithError, OSError) as error:
                 log.warning(
                     "a checkpoint cannot be stored now", extra={"path": event["path"], "error": str(error)}
