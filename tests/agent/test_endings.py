@@ -34,6 +34,11 @@ def test_a_rank_that_died_without_a_word_is_named() -> None:
     assert report.failure.message.startswith("rank 1 died")
 
 
+def test_a_rank_that_was_lost_is_told_rather_than_that_its_peers_lost_it() -> None:
+    remains = Remains([word("failed", "INFRA", "PEER_LOST"), word()], exit_codes=[70, -9], first_dead=1)
+    assert end_of(remains, notes()).failure.reason == "PROCESS_DIED"
+
+
 def test_rank_0_decides_whether_the_training_is_complete() -> None:
     done = end_of(Remains([word("completed"), word()]), notes())
     assert done.state == state_pb2.ATTEMPT_STATE_COMPLETED

@@ -42,6 +42,7 @@ _SILENT_SECONDS = 5.0  # without a report before we ask what is wanted: a hung t
 _GONE_SECONDS = 10.0
 _STACK_SECONDS = 1.0  # for every thread's stack to reach the log
 _SURVIVOR_SECONDS = 2.0  # for the other ranks to say why they end when one is gone
+_DONE = ("completed", "checkpointed")
 _DAMAGED = ("INPUT_DAMAGED", "CHECKPOINT_DAMAGED")
 _OVER = frozenset(
     {state_pb2.ATTEMPT_STATE_COMPLETED, state_pb2.ATTEMPT_STATE_CHECKPOINTED, state_pb2.ATTEMPT_STATE_KILLED}
@@ -234,12 +235,12 @@ class Attempt:
             self._oom_kills, self._oom_time = num_oom_kills(), time.monotonic()
         if self._broken_deadline < float("inf"):
             return
-        for place in self._group.dead():
-            finished = self.folder.words(self._ranks[place]).get("finished") or {}
-            if finished.get("result") not in ("completed", "checkpointed"):
-                self._first_dead = place
-                self._broken_deadline = time.monotonic() + _SURVIVOR_SECONDS
-                return
+        told = {place: self.folder.words(self._ranks[place]).get("finished") for place in self._group.dead()}
+        broken = [p for p, word in told.items() if (word or {}).get("result") not in _DONE]
+        if broken:
+            # Whoever died without a word was lost first: its peers could still say that they lost it.
+            self._first_dead = next((place for place in broken if not told[place]), broken[0])
+            self._broken_deadline = time.monotonic() + _SURVIVOR_SECONDS
 
     async def _look_for_stall(self) -> None:
         if not self._leads:

@@ -36,10 +36,12 @@ def end_of(remains: Remains, notes: Notes) -> Report:
         return Report(state=state_pb2.ATTEMPT_STATE_CHECKPOINTED)
     told = [_failure(word["finished"]) for word in remains.words if word.get("finished")]
     failures = [failure for failure in told if failure is not None]
-    if not failures or (remains.oom_killed and not notes.stalled):
-        return _crashed(remains, notes)
-    # The ranks that lose a peer fail as INFRA; the one that failed first knows why.
+    # Ranks that lose a peer fail as INFRA. One that failed for a reason of its own knows why; else the peer
+    # that was lost died without a word.
     own = [f for f in failures if f.failure_class != state_pb2.FAILURE_CLASS_INFRA]
+    silent = not remains.words[remains.first_dead].get("finished")
+    if not failures or (remains.oom_killed and not notes.stalled) or (silent and not own):
+        return _crashed(remains, notes)
     return Report(state=state_pb2.ATTEMPT_STATE_FAILED, failure=(own or failures)[0])
 
 
