@@ -45,6 +45,10 @@ up: setup ## start the whole platform and stay
 test: setup ## run the tests
 	$(PY) -m pytest -q
 
+.PHONY: matrix
+matrix: setup ## bit-identity: every training feature, killed at every phase, on one and two ranks (10 min)
+	TUNESMITH_MATRIX=1 $(PY) -m pytest -q tests/trainer/test_matrix.py
+
 .PHONY: lint
 lint: ## ruff: style and format
 	$(BIN)/ruff check $(CODE)
@@ -83,6 +87,23 @@ check: setup lint types layers proto-check ## everything but the tests
 .PHONY: smoke-distributed
 smoke-distributed: setup ## a process a service, two agents, PostgreSQL and three NATS servers
 	$(PY) -m pytest -q -m distributed tests/system
+
+.PHONY: faults
+faults: setup ## faults by fixed seeds: simulation, small campaigns, drills (part of make test)
+	$(PY) -m pytest -q tests/faults
+
+SEED ?=
+KILLS ?= 60
+DURATION ?=
+FAULTS ?= all
+MODE ?= embedded
+LAYER ?= processes
+STORIES ?= 1000
+
+.PHONY: chaos
+chaos: setup ## a long campaign of faults: make chaos SEED=1 KILLS=200 DURATION=600 FAULTS=all MODE=distributed LAYER=processes
+	$(PY) -m tests.faults --layer $(LAYER) --mode $(MODE) --kills $(KILLS) --faults $(FAULTS) --stories $(STORIES) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(DURATION),--duration $(DURATION))
 
 .PHONY: bench
 bench: setup ## figures of speed and size, with named rivals

@@ -21,11 +21,15 @@ FIGURES = (
     "submit_to_first_step_s",
     "step_overhead_ms",
     "step_overhead_ratio",
+    "scheduler_decisions_per_s",
+    "list_jobs_p99_ms",
+    "control_event_p99_ms",
 )
 
 
 def main() -> None:
     found = run("bench.embedded")
+    found |= run("bench.scheduler")
     tiny = run("bench.step_overhead")
     for name in ("step_overhead_ms", "step_overhead_ratio", "hf_step_overhead_ms"):
         found[name] = tiny[name]

@@ -106,11 +106,11 @@ def our_loop(options: argparse.Namespace, folder: Path, base: Path) -> Loop:
     return loop
 
 
-def padded(loop: Loop, step: int) -> Batch:
+def padded(loop: Loop, step: int, rank: int = 0) -> Batch:
     """The same examples as our step's, as every other trainer takes them: ids, mask and labels."""
     session = loop.session
-    (indices,) = session.course.micro_batches(step)
-    examples: Sequence[Example] = [session.examples[index] for index in indices]
+    micro = session.course.micro_batches(step)[rank]
+    examples: Sequence[Example] = [session.feed.example(index) for index in micro.items]
     width = max(len(example.tokens) for example in examples)
     ids = torch.zeros(len(examples), width, dtype=torch.int64)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)

@@ -14,6 +14,7 @@ from tunesmith.metrics import Metrics
 from tunesmith.models import Models
 from tunesmith.nodes import Fleet, Nodes
 from tunesmith.profile import Profile, resolve
+from tunesmith.quotas import Quotas
 
 # Long enough for a commit on a busy disk; imports set their own, by size.
 TIMEOUT_SECONDS = 30.0
@@ -28,6 +29,7 @@ class _Client(Handle[Face]):
     datasets: Datasets[Face]
     metrics: Metrics[Face]
     nodes: Nodes[Face]
+    quotas: Quotas[Face]
     fleet: Fleet[Face]
 
     def __init__(self, core: Connection) -> None:
@@ -37,6 +39,7 @@ class _Client(Handle[Face]):
         self.datasets = Datasets(core)
         self.metrics = Metrics(core)
         self.nodes = Nodes(core)
+        self.quotas = Quotas(core)
         self.fleet = Fleet(core)
 
     @property

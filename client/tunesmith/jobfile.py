@@ -123,6 +123,56 @@ def parse(content: Any, source: str, overrides: Iterable[str] = ()) -> JobSpec:
     return _checked(spec, reading, source)
 
 
+def edits(overrides: Iterable[str], parent: JobSpec) -> tuple[JobSpec, list[str]]:
+    """Returns the edits of a fork of `parent`: a spec with the new values, and the paths of its fields.
+
+    `overrides` are like `training.learning_rate=1e-4`. A map such as `labels` is edited key by key.
+    """
+    overrides = list(overrides)
+    content = _overridden({}, overrides)
+    reading, spec = Reading(JobSpec.DESCRIPTOR), JobSpec()
+    paths = []
+    for override in overrides:
+        path = override.partition("=")[0].strip()
+        kept = _up_to_map(path)
+        if kept != path:
+            _copy_map(parent, spec, kept)
+        paths.append(kept)
+    reading.fill(spec, content)
+    if reading.mistakes:
+        only = reading.mistakes[0]
+        raise InvalidArgument(
+            "JOB_FILE_INVALID",
+            f"the edits: {only.path} {only.problem}",
+            field=only.path,
+            value=only.value,
+            remedy=only.remedy,
+            violations=reading.mistakes,
+        )
+    return spec, list(dict.fromkeys(paths))
+
+
+def _up_to_map(path: str) -> str:
+    """Returns a path without what stands behind a map: `labels.team` is edited as `labels`."""
+    descriptor, kept = JobSpec.DESCRIPTOR, []
+    for part in path.split("."):
+        kept.append(part)
+        field = descriptor.fields_by_name.get(part)
+        if field is None or field.message_type is None:
+            return path
+        if field.message_type.GetOptions().map_entry:
+            break
+        descriptor = field.message_type
+    return ".".join(kept)
+
+
+def _copy_map(source: Any, target: Any, path: str) -> None:
+    *parents, name = path.split(".")
+    for part in parents:
+        source, target = getattr(source, part), getattr(target, part)
+    getattr(target, name).update(getattr(source, name))
+
+
 def loads(text: str, source: str) -> Any:
     """Returns the plain content of YAML text; `source` names it in errors."""
     try:

@@ -12,13 +12,14 @@ from tunesmith import names
 from tunesmith.api.jobs.v1 import jobs_pb2
 from tunesmith.api.metrics.v1 import metrics_pb2
 from tunesmith.connection import Connection
+from tunesmith.errors import NotFound
 from tunesmith.faces import Face, Handle, both, stream
 from tunesmith.watch import follow
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from tunesmith.jobs import Job
+    from tunesmith.job import Job
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,57 @@ def _column(values: Iterable[Any], dtype: str) -> Any:
     return numpy.array(values, dtype=dtype)
 
 
-async def query(core: Connection, parent: str, keys: Iterable[str], max_points: int) -> dict[str, Series]:
-    """Returns curves by key; both faces and the job's own handle come through here."""
-    request = metrics_pb2.QuerySeriesRequest(parent=parent, keys=keys, max_points=max_points)
+async def query(
+    core: Connection, parent: str, keys: Iterable[str], max_points: int, max_step: int = 0
+) -> dict[str, Series]:
+    """Returns curves by key, up to `max_step` (0: to the end); both faces and the job come through here."""
+    request = metrics_pb2.QuerySeriesRequest(
+        parent=parent, keys=keys, max_points=max_points, max_step=max_step
+    )
     response = await core.call(core.metrics.QuerySeries, request)
     return {proto.key: to_series(proto) for proto in response.series}
+
+
+async def join_lineage(
+    core: Connection, job: jobs_pb2.Job, own: dict[str, Series], keys: Iterable[str], max_points: int
+) -> dict[str, Series]:
+    """Returns the curves of a forked job with its ancestors' before them, each up to the step of the fork."""
+    curves, origin = dict(own), job.forked_from
+    last_step = origin.step
+    while origin.job and last_step:
+        before = await query(core, origin.job, keys, max_points, last_step)
+        curves = {
+            key: _joined(before.get(key), curves.get(key), last_step) for key in sorted({*before, *curves})
+        }
+        try:
+            parent = (await core.call(core.jobs.GetJob, jobs_pb2.GetJobRequest(name=origin.job))).job
+        except NotFound:
+            break  # it was deleted: its curves stay, but nobody knows what it came from
+        origin = parent.forked_from
+        last_step = min(last_step, origin.step)
+    return curves
+
+
+def _joined(before: Series | None, after: Series | None, last_step: int) -> Series:
+    """Returns one curve of two: the first up to `last_step`, then what the second has beyond it."""
+    if before is None or after is None:
+        found = before or after
+        assert found is not None, "the key comes from one of them"
+        return found
+    first = next((i for i, step in enumerate(after.steps) if step > last_step), len(after.steps))
+
+    def both_of(name: str, dtype: str) -> Any:
+        return _column([*getattr(before, name), *list(getattr(after, name))[first:]], dtype)
+
+    return Series(
+        key=before.key,
+        steps=both_of("steps", "int64"),
+        values=both_of("values", "float64"),
+        times=both_of("times", "float64"),
+        min_values=both_of("min_values", "float64"),
+        max_values=both_of("max_values", "float64"),
+        num_points=before.num_points + after.num_points,
+    )
 
 
 class Metrics(Handle[Face]):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from tunesmith import names
 from tunesmith.api.gateway.v1 import fleet_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
-from tunesmith.connection import Connection
-from tunesmith.errors import TunesmithError
+from tunesmith.connection import Connection, new_request_id
+from tunesmith.errors import DeadlineExceeded, TunesmithError
 from tunesmith.faces import Face, Handle, both, stream
 from tunesmith.watch import follow
 
@@ -22,7 +23,7 @@ class Nodes(Handle[Face]):
     @both
     async def get(self, name: str) -> nodes_pb2.Node:
         """Returns one node by its name."""
-        request = nodes_pb2.GetNodeRequest(name=f"nodes/{names.last_part(name)}")
+        request = nodes_pb2.GetNodeRequest(name=_node(name))
         return (await self._core.call(self._core.nodes.GetNode, request)).node
 
     @stream
@@ -32,6 +33,53 @@ class Nodes(Handle[Face]):
         async for page in self._core.pages(self._core.nodes.ListNodes, request):
             for node in page.nodes:
                 yield node
+
+    @both
+    async def cordon(self, name: str, *, reason: str = "") -> nodes_pb2.Node:
+        """Gives a node no new attempts; those it holds go on."""
+        request = nodes_pb2.CordonNodeRequest(name=_node(name), reason=reason, request_id=new_request_id())
+        return (await self._core.call(self._core.nodes.CordonNode, request)).node
+
+    @both
+    async def uncordon(self, name: str) -> nodes_pb2.Node:
+        """Lets a cordoned or drained node take attempts again."""
+        request = nodes_pb2.UncordonNodeRequest(name=_node(name), request_id=new_request_id())
+        return (await self._core.call(self._core.nodes.UncordonNode, request)).node
+
+    @both
+    async def drain(self, name: str, *, reason: str = "") -> nodes_pb2.Node:
+        """Cordons a node and sends its jobs away, each with a checkpoint; `emptied()` waits for the end."""
+        request = nodes_pb2.DrainNodeRequest(name=_node(name), reason=reason, request_id=new_request_id())
+        return (await self._core.call(self._core.nodes.DrainNode, request)).node
+
+    @both
+    async def emptied(self, name: str, timeout: float | None = None) -> nodes_pb2.Node:  # noqa: ASYNC109 - has a sync face too
+        """Waits until a node holds no attempt and returns it.
+
+        Raises DeadlineExceeded when `timeout` seconds pass before.
+        """
+
+        def opened(revision: int) -> AsyncIterator[nodes_pb2.WatchNodesResponse]:
+            request = nodes_pb2.WatchNodesRequest(from_revision=revision)
+            return aiter(self._core.nodes.WatchNodes(request, metadata=self._core.metadata))
+
+        try:
+            async with asyncio.timeout(timeout), contextlib.aclosing(follow(self._core, opened)) as messages:
+                async for message in messages:
+                    for node in message.nodes:
+                        if node.name == _node(name) and not node.jobs:
+                            return node
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "DEADLINE_EXCEEDED",
+                f"node {names.last_part(name)} still held jobs after {timeout:g} s",
+                remedy="wait longer; `tunesmith nodes show` names them",
+            ) from None
+        raise AssertionError("a watch of nodes never ends")
+
+
+def _node(name: str) -> str:
+    return f"nodes/{names.last_part(name)}"
 
 
 class Fleet(Handle[Face]):

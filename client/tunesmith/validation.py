@@ -34,31 +34,31 @@ def limits_of(field: Any) -> options_pb2.Limits | None:
     return found
 
 
-def _walk(message: Message, prefix: str) -> Iterator[Violation]:
+def _walk(message: Message, prefix: str, partial: bool = False) -> Iterator[Violation]:
     present = {field.name for field, _ in message.ListFields()}
     for field in message.DESCRIPTOR.fields:
         path = prefix + field.name
         value = getattr(message, field.name)
         limits = limits_of(field)
         if field.name not in present:
-            if limits is not None and limits.required:
+            if limits is not None and limits.required and not partial:
                 yield Violation(path, "", "is required", limits.remedy)
             continue
         if limits is not None:
             yield from _check(field, limits, path, value)
-        yield from _descend(field, path, value)
+        yield from _descend(field, path, value, partial or (limits is not None and limits.partial))
 
 
-def _descend(field: Any, path: str, value: Any) -> Iterator[Violation]:
+def _descend(field: Any, path: str, value: Any, partial: bool) -> Iterator[Violation]:
     if field.message_type is None or field.message_type.full_name in _WRAPPED:
         return
     if field.message_type.GetOptions().map_entry:
         return
     if field.is_repeated:
         for index, item in enumerate(value):
-            yield from _walk(item, f"{path}[{index}].")
+            yield from _walk(item, f"{path}[{index}].", partial)
     else:
-        yield from _walk(value, path + ".")
+        yield from _walk(value, path + ".", partial)
 
 
 def _check(field: Any, limits: options_pb2.Limits, path: str, value: Any) -> Iterator[Violation]:

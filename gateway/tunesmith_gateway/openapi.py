@@ -20,6 +20,7 @@ _LONGS = {F.TYPE_INT64, F.TYPE_UINT64, F.TYPE_SINT64, F.TYPE_FIXED64, F.TYPE_SFI
 _WELL_KNOWN = {
     "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
     "google.protobuf.Duration": {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]+)?s$"},
+    "google.protobuf.FieldMask": {"type": "string", "description": "Paths of fields, with commas between."},
 }
 
 
@@ -83,12 +84,12 @@ def _path(http_path: str) -> str:
 def _operation(route: transcode.Route, schemas: dict[str, Any]) -> dict[str, Any]:
     rpc = route.rpc
     captured = [match.group(1) for match in transcode.VARIABLE.finditer(rpc.http_path)]
-    fields = rpc.descriptor.input_type.fields
+    fields, fields_by_name = rpc.descriptor.input_type.fields, rpc.descriptor.input_type.fields_by_name
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"\{(\w+)\}", _path(rpc.http_path))
     ]
-    if not rpc.http_body:
+    if rpc.http_body != "*":
         parameters += [
             _parameter(f, schemas) for f in fields if f.name not in captured and f.message_type is None
         ]
@@ -110,7 +111,10 @@ def _operation(route: transcode.Route, schemas: dict[str, Any]) -> dict[str, Any
         "x-permission": rpc.permission,
     }
     if rpc.http_body:
-        body = {"application/json": {"schema": _reference(rpc.descriptor.input_type, schemas)}}
+        whole = rpc.http_body == "*"
+        filled = rpc.descriptor.input_type if whole else fields_by_name[rpc.http_body].message_type
+        assert filled is not None, "a body fills a message"
+        body = {"application/json": {"schema": _reference(filled, schemas)}}
         operation["requestBody"] = {"content": body}
     return operation
 

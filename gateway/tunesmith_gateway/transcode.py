@@ -13,7 +13,8 @@ from google.protobuf.message import Message
 from tunesmith.errors import InvalidArgument, NotFound
 from tunesmith_kit import access
 
-VARIABLE = re.compile(r"\{(\w+)(?:=([^}]*))?\}")
+VARIABLE = re.compile(r"\{([\w.]+)(?:=([^}]*))?\}")
+_MASK = "google.protobuf.FieldMask"
 _DEEPEST = 64
 
 
@@ -41,9 +42,14 @@ def _compile(path: str) -> re.Pattern[str]:
     for match in VARIABLE.finditer(path):
         form = match.group(2) or "*"
         inner = "/".join("[^/:]+" if part == "*" else re.escape(part) for part in form.split("/"))
-        pattern += re.escape(path[at : match.start()]) + f"(?P<{match.group(1)}>{inner})"
+        pattern += re.escape(path[at : match.start()]) + f"(?P<{_group(match.group(1))}>{inner})"
         at = match.end()
     return re.compile(pattern + re.escape(path[at:]))
+
+
+def _group(name: str) -> str:
+    """Returns the name of a capture: groups of regular expressions cannot have dots, `quota.name` has one."""
+    return name.replace(".", "__")
 
 
 def match(table: Sequence[Route], method: str, path: str) -> tuple[access.Rpc, dict[str, str]]:
@@ -54,7 +60,7 @@ def match(table: Sequence[Route], method: str, path: str) -> tuple[access.Rpc, d
     """
     for route in table:
         if route.rpc.http_method == method and (found := route.pattern.fullmatch(path)):
-            return route.rpc, found.groupdict()
+            return route.rpc, {name.replace("__", "."): text for name, text in found.groupdict().items()}
     raise NotFound(
         "ROUTE_NOT_FOUND",
         f"there is no route {method} /api/v1/{path}",
@@ -79,7 +85,11 @@ def request_of(
     for name, text in query:
         _set(message, name, text)
     for name, text in captured.items():
-        setattr(message, name, text)
+        *parents, leaf = name.split(".")
+        owner = message
+        for parent in parents:
+            owner = getattr(owner, parent)
+        setattr(owner, leaf, text)
     return message
 
 
@@ -142,12 +152,24 @@ def _fill(message: Message, value: Any) -> None:
     if not isinstance(value, dict):
         raise _bad("the body is not a JSON object")
     try:
-        json_format.ParseDict(value, message, max_recursion_depth=_DEEPEST)
+        json_format.ParseDict(_with_masks(message, value), message, max_recursion_depth=_DEEPEST)
     except (json_format.ParseError, TypeError, ValueError, RecursionError, OverflowError) as error:
         raise InvalidArgument(
             "FIELD_INVALID", f"the body does not fit: {error}", field="body",
             remedy="/api/v1/openapi.json describes the fields",
         ) from None  # fmt: skip
+
+
+def _with_masks(message: Message, value: dict[str, Any]) -> dict[str, Any]:
+    """Returns the body with its field masks as protobuf's JSON wants them: the names in them in camelCase,
+    though in bodies and masks alike we write those of the contract."""
+    kinds = {field.name: field.message_type for field in message.DESCRIPTOR.fields}
+    masks = [name for name, kind in kinds.items() if kind is not None and kind.full_name == _MASK]
+    return {key: _camel(text) if key in masks else text for key, text in value.items()}
+
+
+def _camel(mask: Any) -> Any:
+    return re.sub(r"_([a-z0-9])", lambda m: m.group(1).upper(), mask) if isinstance(mask, str) else mask
 
 
 def _set(message: Message, name: str, text: str) -> None:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -29,6 +30,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningInsert
 
 from tunesmith.errors import Unavailable
 
@@ -51,11 +53,18 @@ def revision_table(metadata: MetaData) -> Table:
 def next_revision(session: Session, table: Table) -> int:
     """Returns the next revision. The row stays locked until the commit, so revisions commit in their order,
     whatever number of replicas write (a plain sequence would let a watcher skip one)."""
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    return int(session.execute(_counting(table, session.get_bind().dialect.name)).scalar_one())
+
+
+@cache
+def _counting(table: Table, dialect_name: str) -> ReturningInsert[Any]:
+    """The statement is kept: building it takes longer than running it."""
+    dialect = postgresql if dialect_name == "postgresql" else sqlite
     # One statement makes the row or counts it up: two replicas may make the store's first change at once.
     first = dialect.insert(table).values(id=1, value=1)
     step = first.on_conflict_do_update(index_elements=["id"], set_={"value": table.c.value + 1})
-    return int(session.execute(step.returning(table.c.value)).scalar_one())
+    statement: ReturningInsert[Any] = step.returning(table.c.value)
+    return statement
 
 
 def current_revision(session: Session, table: Table) -> int:

@@ -20,6 +20,7 @@ from tunesmith.errors import FailedPrecondition, InvalidArgument, TunesmithError
 from tunesmith_kit.health import HttpServer, health_app
 from tunesmith_kit.nats_server import EmbeddedNats
 from tunesmith_kit.settings import ServiceSettings, load
+from tunesmith_kit.tasks import Tasks
 from tunesmith_kit.telemetry import Telemetry, setup
 
 log = logging.getLogger(__name__)
@@ -179,6 +180,8 @@ async def platform(
         known, first_start = _secrets(data_dir)
         nats = EmbeddedNats(data_dir / "nats", token=known["nats_token"])
         await nats.start()
+        tasks = Tasks()
+        tasks.spawn("nats-server", nats.keep)
         shared: dict[str, object] = {
             "data_dir": data_dir,
             "nats_url": nats.url,
@@ -209,6 +212,7 @@ async def platform(
         finally:
             for service in reversed(running.values()):
                 await service.stop()
+            await tasks.stop()
             await nats.stop()
 
 

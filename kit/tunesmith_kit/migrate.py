@@ -78,4 +78,6 @@ if __name__ == "__main__":
     name, why, revision = sys.argv[1:4]
     tables = importlib.import_module(f"tunesmith_{name}.tables")
     with tempfile.TemporaryDirectory() as folder:
-        revise(f"sqlite:///{folder}/empty.db", name, tables.METADATA, why, revision)
+        database = f"sqlite:///{folder}/empty.db"
+        upgrade(database, name, tables.METADATA)
+        revise(database, name, tables.METADATA, why, revision)

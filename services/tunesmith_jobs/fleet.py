@@ -1,27 +1,33 @@
-"""Nodes, and what their agents report of attempts, in the database."""
+"""Nodes in the database: entered, given up, cordoned and drained."""
 
-import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
+from google.protobuf.message import Message
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
 from tunesmith.api.common.v1 import common_pb2
-from tunesmith.api.jobs.v1 import events_pb2, jobs_pb2, state_pb2
+from tunesmith.api.jobs.v1 import jobs_pb2, state_pb2
 from tunesmith.api.nodes.v1 import events_pb2 as node_events_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
-from tunesmith.errors import FailedPrecondition, NotFound
-from tunesmith_jobs import machine
-from tunesmith_jobs.change import JobChange, save_attempt, save_node
-from tunesmith_jobs.store import find
-from tunesmith_jobs.tables import REVISION, AttemptRow, JobRow, NodeRow
+from tunesmith_jobs.change import JobChange, drop_condition, save_node, set_condition
+from tunesmith_jobs.ending import end_attempt
+from tunesmith_jobs.moves import node_row
+from tunesmith_jobs.stopping import stop_attempt
+from tunesmith_jobs.store import Caller
+from tunesmith_jobs.tables import REQUESTS, REVISION, AttemptRow, JobRow, NodeRow
 from tunesmith_kit import names
 from tunesmith_kit.clock import Clock
 from tunesmith_kit.db import Database, current_revision
+from tunesmith_kit.idempotency import once
 
 _JOB = "projects/*/jobs/*"
+# Closed by an operator: only an operator opens them again, whatever their agents do.
+CLOSED = (nodes_pb2.NODE_STATE_CORDONED, nodes_pb2.NODE_STATE_DRAINING)
+A = TypeVar("A", bound=Message)
 
 
 class FleetStore:
@@ -35,22 +41,22 @@ class FleetStore:
 
         def act(session: Session) -> tuple[nodes_pb2.Node, list[str]]:
             now = self._clock.now()
+            self._give_up_unknown(session, request, now)
             row = session.get(NodeRow, request.node_id)
             node = nodes_pb2.Node.FromString(row.body) if row else self._new_node(request.node_id, now)
             row = row or NodeRow(id=request.node_id, state=0, revision=0, body=b"")
-            if node.state != nodes_pb2.NODE_STATE_CORDONED:
+            if node.state not in CLOSED:
                 node.state = nodes_pb2.NODE_STATE_READY
             node.ClearField("labels")
             node.labels.update(request.labels)
             node.capacity.CopyFrom(request.capacity)
-            node.agent_version = request.agent_version
+            node.agent_version, node.address = request.agent_version, request.address
             node.register_time.FromDatetime(now)
             _set_reachable(node, True, now)
             saved = save_node(
                 session, row, node, now, "registered", node_events_pb2.NodeRegistered(node=node)
             )
             stale = [job for job, epoch in request.attempts.items() if not _in_force(session, job, epoch)]
-            self._give_up_unknown(session, request, now)
             return saved, stale
 
         return await self._db.write(act)
@@ -79,19 +85,7 @@ class FleetStore:
         """Returns one node."""
         (node_id,) = names.parse("nodes/*", name)
 
-        def read(session: Session) -> nodes_pb2.Node:
-            row = session.get(NodeRow, node_id)
-            if row is None:
-                near = difflib.get_close_matches(
-                    node_id, session.execute(select(col(NodeRow.id))).scalars().all(), n=1
-                )
-                hint = f"did you mean {near[0]}?" if near else "`tunesmith nodes list` shows all nodes"
-                raise NotFound(
-                    "NODE_NOT_FOUND", f"there is no node {node_id}", field="name", value=node_id, remedy=hint
-                )
-            return nodes_pb2.Node.FromString(row.body)
-
-        return await self._db.read(read)
+        return await self._db.read(lambda s: nodes_pb2.Node.FromString(node_row(s, node_id).body))
 
     async def list(self, request: nodes_pb2.ListNodesRequest) -> nodes_pb2.ListNodesResponse:
         """Returns a page of nodes by name."""
@@ -107,75 +101,124 @@ class FleetStore:
 
         return await self._db.read(read)
 
-    async def report(self, request: nodes_pb2.ReportAttemptRequest) -> state_pb2.Desired.ValueType:
-        """Takes over what an agent says of an attempt; returns what the user wants of the job.
+    async def cordon(self, request: nodes_pb2.CordonNodeRequest, caller: Caller) -> nodes_pb2.Node:
+        """Gives a node no new attempts; a draining one goes on draining."""
 
-        Raises:
-            FailedPrecondition: the attempt was replaced, or its job has ended.
-        """
-        project, job_id = names.parse(_JOB, request.job, "job")
+        def act(node: nodes_pb2.Node) -> str:
+            if node.state in CLOSED:
+                return ""
+            node.state = nodes_pb2.NODE_STATE_CORDONED
+            set_condition(node.conditions, "Cordoned", "CORDONED", request.reason, True, self._clock.now())
+            return request.reason or "cordoned"
 
-        def act(session: Session) -> state_pb2.Desired.ValueType | FailedPrecondition:
-            change = JobChange(
-                session, find(session, project, job_id), f"nodes/{request.node}", self._clock.now()
-            )
-            row = session.get(AttemptRow, (change.row.id, request.epoch))
-            if row is None or row.node != request.node or request.epoch != change.job.epoch or row.ended:
-                return self._refuse(change, row, request)
-            if _take_over(change, row, request):
-                change.save()
-            return change.job.desired
+        return (await self._operate(request, caller, act, nodes_pb2.CordonNodeResponse)).node
 
-        answer = await self._db.write(act)
-        if isinstance(answer, FailedPrecondition):
-            raise answer
-        return answer
+    async def uncordon(self, request: nodes_pb2.UncordonNodeRequest, caller: Caller) -> nodes_pb2.Node:
+        """Lets a node take attempts again."""
 
-    def _refuse(
-        self, change: JobChange, row: AttemptRow | None, request: nodes_pb2.ReportAttemptRequest
-    ) -> state_pb2.Desired.ValueType | FailedPrecondition:
-        if row is not None and row.ended and row.state == request.state and row.node == request.node:
-            return change.job.desired  # the same end reported again: the first answer was lost
-        change.say(
-            "stale_report_refused",
-            events_pb2.StaleReportRefused(
-                stale_epoch=request.epoch, current_epoch=change.job.epoch, node=request.node
-            ),
-        )
-        change.save()
-        return FailedPrecondition(
-            "STALE_EPOCH",
-            f"attempt {request.epoch} of {request.job} is not in force",
-            field="epoch",
-            value=request.epoch,
-            remedy=f"end its processes; the job's epoch is {change.job.epoch}",
+        def act(node: nodes_pb2.Node) -> str:
+            if node.state not in CLOSED:
+                return ""
+            ready = is_reachable(node)
+            node.state = nodes_pb2.NODE_STATE_READY if ready else nodes_pb2.NODE_STATE_LOST
+            drop_condition(node.conditions, "Cordoned")
+            return "uncordoned"
+
+        return (await self._operate(request, caller, act, nodes_pb2.UncordonNodeResponse)).node
+
+    async def drain(self, request: nodes_pb2.DrainNodeRequest, caller: Caller) -> nodes_pb2.Node:
+        """Gives a node no new attempts and stops those it holds, each with a checkpoint."""
+
+        def act(node: nodes_pb2.Node) -> str:
+            empty = not node.jobs
+            wanted = nodes_pb2.NODE_STATE_CORDONED if empty else nodes_pb2.NODE_STATE_DRAINING
+            if node.state == wanted:
+                return ""
+            node.state = wanted
+            set_condition(node.conditions, "Cordoned", "DRAINED", request.reason, True, self._clock.now())
+            return request.reason or ("drained: it is empty" if empty else "draining")
+
+        drained = (await self._operate(request, caller, act, nodes_pb2.DrainNodeResponse)).node
+        await self.clear(drained.node_id, caller.name)
+        return drained
+
+    async def clear(self, node_id: str, actor: str) -> None:
+        """Stops what trains on a draining node. Jobs are locked before nodes, as everywhere, so it is a
+        change of its own for each; what it misses is found when `Departures` looks again."""
+        live = await self._db.read(lambda session: _live(session, node=node_id))
+        for attempt in live:
+            await self._db.write(lambda s, a=attempt: self._clear_one(s, a.job_id, a.epoch, actor))  # type: ignore[misc]
+
+    def _clear_one(self, session: Session, job_id: str, epoch: int, actor: str) -> None:
+        row = session.get_one(JobRow, job_id, with_for_update=True)
+        attempt = session.get(AttemptRow, (job_id, epoch))
+        node = session.get(NodeRow, attempt.node) if attempt is not None else None
+        if attempt is None or node is None or node.state != nodes_pb2.NODE_STATE_DRAINING:
+            return
+        change = JobChange(session, row, actor, self._clock.now())
+        if stop_attempt(change, attempt, state_pb2.STATE_REASON_DRAINED):
+            change.save()
+
+    async def draining(self) -> Sequence[str]:
+        """Returns the ids of the nodes that are being drained."""
+        query = select(col(NodeRow.id)).where(col(NodeRow.state) == nodes_pb2.NODE_STATE_DRAINING)
+        return await self._db.read(lambda session: session.execute(query).scalars().all())
+
+    async def _operate(
+        self, request: Any, caller: Caller, act: Callable[[nodes_pb2.Node], str], answer: type[A]
+    ) -> A:
+        """Changes a node at an operator's wish, once for a request id; `act` returns why, or nothing."""
+        (node_id,) = names.parse("nodes/*", request.name)
+
+        def change(session: Session) -> A:
+            row = node_row(session, node_id)
+            node = nodes_pb2.Node.FromString(row.body)
+            before = node.state
+            if why := act(node):
+                moved = node_events_pb2.NodeStateChanged(from_state=before, to_state=node.state, message=why)
+                save_node(session, row, node, self._clock.now(), "state_changed", moved, caller.name)
+            return answer(node=node)
+
+        return await self._db.write(
+            lambda s: once(s, REQUESTS, caller.name, request, lambda: change(s), answer)
         )
 
     async def set_reachable(self, node_id: str, reachable: bool) -> None:
-        """Takes over that a node's lease expired or is renewed again."""
+        """Takes over that a node's lease expired or is renewed. What an operator closed stays closed."""
 
         def act(session: Session) -> None:
             now = self._clock.now()
             row = session.get(NodeRow, node_id)
-            wanted = nodes_pb2.NODE_STATE_READY if reachable else nodes_pb2.NODE_STATE_LOST
-            if row is None or row.state in (wanted, nodes_pb2.NODE_STATE_CORDONED):
+            if row is None:
                 return
             node = nodes_pb2.Node.FromString(row.body)
+            wanted = nodes_pb2.NODE_STATE_READY if reachable else nodes_pb2.NODE_STATE_LOST
+            wanted = node.state if node.state in CLOSED else wanted
+            if not _set_reachable(node, reachable, now) and node.state == wanted:
+                return
             moved = node_events_pb2.NodeStateChanged(
                 from_state=node.state,
                 to_state=wanted,
                 message="lease renewed" if reachable else "lease expired",
             )
             node.state = wanted
-            _set_reachable(node, reachable, now)
             save_node(session, row, node, now, "state_changed", moved)
 
         await self._db.write(act)
 
-    async def states(self) -> dict[str, int]:
-        """Returns the state of every node by its id."""
-        query = select(col(NodeRow.id), col(NodeRow.state))
-        return {row.id: row.state for row in await self._db.read(lambda s: s.execute(query).all())}
+    async def reachable(self) -> dict[str, bool]:
+        """Returns by its id whether each node is known to be reachable."""
+        state = col(NodeRow.state)
+        plain = select(col(NodeRow.id), state).where(state.not_in(CLOSED))
+        closed = select(col(NodeRow.id), col(NodeRow.body)).where(state.in_(CLOSED))
+
+        def read(session: Session) -> dict[str, bool]:
+            found = {row.id: row.state != nodes_pb2.NODE_STATE_LOST for row in session.execute(plain)}
+            for row in session.execute(closed):
+                found[row.id] = is_reachable(nodes_pb2.Node.FromString(row.body))
+            return found
+
+        return await self._db.read(read)
 
     async def graces(self, node_id: str) -> Sequence[tuple[str, int, timedelta]]:
         """Returns (job id, epoch, grace) of the attempts a node holds."""
@@ -216,13 +259,15 @@ def _in_force(session: Session, name: str, epoch: int) -> bool:
     return row is not None and not row.ended
 
 
-def _set_reachable(node: nodes_pb2.Node, reachable: bool, now: datetime) -> None:
-    node.ClearField("conditions")
-    status = common_pb2.CONDITION_STATUS_TRUE if reachable else common_pb2.CONDITION_STATUS_FALSE
-    condition = node.conditions.add(
-        type="Reachable", status=status, reason="" if reachable else "LEASE_EXPIRED"
-    )
-    condition.since_time.FromDatetime(now)
+def is_reachable(node: nodes_pb2.Node) -> bool:
+    """Whether the node's lease was alive when last looked at."""
+    condition = next((c for c in node.conditions if c.type == "Reachable"), None)
+    return condition is None or condition.status == common_pb2.CONDITION_STATUS_TRUE
+
+
+def _set_reachable(node: nodes_pb2.Node, reachable: bool, now: datetime) -> bool:
+    reason = "" if reachable else "LEASE_EXPIRED"
+    return set_condition(node.conditions, "Reachable", reason, "", reachable, now)
 
 
 def _end(
@@ -236,92 +281,3 @@ def _end(
     change = JobChange(session, session.get_one(JobRow, row.job_id, with_for_update=True), actor, now)
     end_attempt(change, row, end, failure)
     change.save()
-
-
-def end_attempt(
-    change: JobChange,
-    row: AttemptRow,
-    end: state_pb2.AttemptState.ValueType,
-    failure: state_pb2.Failure | None = None,
-) -> None:
-    """Ends an attempt and takes its job where the state machine says; frees the node's slot."""
-    history = machine.History(
-        change.row.infra_failures,
-        change.job.spec.retry.max_infra_retries,
-        change.row.user_errors,
-        change.row.progressed,
-    )
-    kind = failure.failure_class if failure is not None else state_pb2.FAILURE_CLASS_UNSPECIFIED
-    save_attempt(change, row, end, failure)
-    outcome = machine.after_attempt(change.job.state, change.job.desired, end, kind, history)
-    if machine.BUDGETS.get(kind) is machine.Budget.INFRA:
-        change.row.infra_failures += 1
-    elif machine.BUDGETS.get(kind) is machine.Budget.PROGRESS:
-        change.row.user_errors += 1
-    change.move(outcome, failure)
-    free_node(change.session, row.node, change.job.name, change.now)
-
-
-def free_node(session: Session, node_id: str, job: str, now: datetime) -> None:
-    """Takes a job off a node's list."""
-    row = session.get(NodeRow, node_id, with_for_update=True)
-    if row is None:
-        return
-    node = nodes_pb2.Node.FromString(row.body)
-    if job in node.jobs:
-        node.jobs.remove(job)
-        save_node(session, row, node, now)
-
-
-def _take_over(change: JobChange, row: AttemptRow, request: nodes_pb2.ReportAttemptRequest) -> bool:
-    """Applies a report to job and attempt; tells whether anything changed."""
-    changed = False
-    job = change.job
-    if request.HasField("progress"):
-        job.progress.CopyFrom(request.progress)
-        changed = True
-    if request.samples:
-        job.ClearField("samples")
-        job.samples.extend(request.samples)
-        changed = True
-    if request.HasField("checkpoint") and request.checkpoint.digest != job.checkpoint.digest:
-        job.checkpoint.CopyFrom(request.checkpoint)
-        change.row.progressed, change.row.infra_failures, change.row.user_errors = True, 0, 0
-        change.say("checkpoint_committed", events_pb2.CheckpointCommitted(checkpoint=request.checkpoint))
-        changed = True
-    if request.state and machine.attempt_advances(
-        state_pb2.Attempt.FromString(row.body).state, request.state
-    ):
-        _advance(change, row, request)
-        changed = True
-    return changed
-
-
-def _advance(change: JobChange, row: AttemptRow, request: nodes_pb2.ReportAttemptRequest) -> None:
-    job = change.job
-    if request.state in machine.ATTEMPT_ENDS:
-        failure = request.failure if request.HasField("failure") else None
-        end_attempt(change, row, request.state, failure)
-        if job.state == machine.FINALIZING:
-            _announce_output(change, request.output_digest)
-        return
-    save_attempt(change, row, request.state)
-    if request.state == state_pb2.ATTEMPT_STATE_RUNNING and job.state == machine.STARTING:
-        change.move(machine.Outcome(machine.RUNNING))
-        change.row.progressed = False
-        if not job.HasField("start_time"):
-            job.start_time.FromDatetime(change.now)
-
-
-def _announce_output(change: JobChange, output_digest: str) -> None:
-    job = change.job
-    ready = events_pb2.JobOutputReady(
-        manifest_digest=output_digest,
-        model=job.spec.output.model,
-        base_model=job.base_model.name,
-        dataset_version=job.dataset.name,
-    )
-    ready.final_metrics.update({"train/loss": job.progress.loss, "first_loss": job.progress.first_loss})
-    if job.progress.HasField("eval_loss"):
-        ready.final_metrics["eval/loss"] = job.progress.eval_loss
-    change.say("output_ready", ready)

@@ -8,7 +8,6 @@ its reports refused by their epoch.
 import asyncio
 import logging
 
-from tunesmith.api.nodes.v1 import nodes_pb2
 from tunesmith.errors import Unavailable
 from tunesmith_jobs.fleet import FleetStore
 from tunesmith_kit.clock import Clock
@@ -32,21 +31,20 @@ class LeaseMonitor:
         """Looks twice a second until it is cancelled."""
         while True:
             try:
-                for node_id, state in (await self._fleet.states()).items():
-                    await self._look(node_id, state)
+                for node_id, reachable in (await self._fleet.reachable()).items():
+                    await self._look(node_id, reachable)
             except Unavailable:
                 # While the database was away nobody could be heard out: the clocks start anew.
                 self._watcher.restart_clocks()
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _look(self, node_id: str, state: int) -> None:
+    async def _look(self, node_id: str, reachable: bool) -> None:
         key = lease_key("node", node_id)
-        lost = state == nodes_pb2.NODE_STATE_LOST
         if not self._watcher.expired(key, self._ttl):
-            if lost and self._watcher.last_seen(key) is not None:
+            if not reachable and self._watcher.last_seen(key) is not None:
                 await self._fleet.set_reachable(node_id, True)
             return
-        if not lost and state != nodes_pb2.NODE_STATE_CORDONED:
+        if reachable:
             METRICS.lease_expiries.inc()
             log.warning("lease expired", extra={"node": node_id})
             await self._fleet.set_reachable(node_id, False)

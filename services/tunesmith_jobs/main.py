@@ -6,14 +6,20 @@ from dataclasses import dataclass
 from tunesmith.api.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from tunesmith.api.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from tunesmith.api.registry.v1 import events_pb2
+from tunesmith_jobs.departures import Departures
 from tunesmith_jobs.events import HEARD, RegistryAnswers
+from tunesmith_jobs.explain import Explainer
 from tunesmith_jobs.figures import Figures
 from tunesmith_jobs.fleet import FleetStore
+from tunesmith_jobs.forks import Forks
 from tunesmith_jobs.leases import LeaseMonitor
+from tunesmith_jobs.quotas import QuotaStore
+from tunesmith_jobs.reports import Reports
 from tunesmith_jobs.scheduler import Scheduler
 from tunesmith_jobs.service import JobService, NodeService
 from tunesmith_jobs.store import JobStore
 from tunesmith_jobs.tables import METADATA, OUTBOX
+from tunesmith_jobs.verbs import Verbs
 from tunesmith_kit import migrate, subjects
 from tunesmith_kit.bus import Bus
 from tunesmith_kit.clock import SystemClock
@@ -44,12 +50,15 @@ async def build(settings: JobsSettings, telemetry: Telemetry) -> Running:
     )
 
     store, fleet, signal = JobStore(db, clock), FleetStore(db, clock), CommitSignal(db)
+    verbs, forks, reports = Verbs(db, clock), Forks(db, clock), Reports(db, clock)
+    jobs = JobService(store, verbs, forks, Explainer(db, clock), QuotaStore(db), signal)
     answers, watcher = RegistryAnswers(db, clock), LeaseWatcher(bus)
     await watcher.start()
     tasks.spawn("outbox", OutboxRelay(db, bus, OUTBOX, "jobs").run)
     tasks.spawn("figures", Figures(db).run)
     tasks.spawn("scheduler", Scheduler(db, clock).run)
     tasks.spawn("leases", LeaseMonitor(fleet, watcher, clock).run)
+    tasks.spawn("departures", Departures(db, fleet, clock).run)
 
     async def hear(message: Delivery) -> None:
         await answers.hear(events_pb2.RegistryEvent.FromString(message.payload))
@@ -62,8 +71,8 @@ async def build(settings: JobsSettings, telemetry: Telemetry) -> Running:
         telemetry,
         internal_authenticator(settings.internal_token),
         [
-            (jobs_pb2_grpc.add_JobServiceServicer_to_server, JobService(store, signal)),
-            (nodes_pb2_grpc.add_NodeServiceServicer_to_server, NodeService(fleet, store, signal)),
+            (jobs_pb2_grpc.add_JobServiceServicer_to_server, jobs),
+            (nodes_pb2_grpc.add_NodeServiceServicer_to_server, NodeService(fleet, reports, store, signal)),
         ],
         names=[
             jobs_pb2.DESCRIPTOR.services_by_name["JobService"].full_name,

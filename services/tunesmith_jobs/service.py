@@ -7,8 +7,13 @@ from typing import Any
 from tunesmith.api.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from tunesmith.api.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from tunesmith_jobs import leases
+from tunesmith_jobs.explain import Explainer
 from tunesmith_jobs.fleet import FleetStore
+from tunesmith_jobs.forks import Forks
+from tunesmith_jobs.quotas import QuotaStore
+from tunesmith_jobs.reports import Reports
 from tunesmith_jobs.store import Caller, JobStore
+from tunesmith_jobs.verbs import Verbs
 from tunesmith_kit import names
 from tunesmith_kit.rpc import principal
 from tunesmith_kit.telemetry import current_traceparent
@@ -20,8 +25,17 @@ Context = Any
 class JobService(jobs_pb2_grpc.JobServiceServicer):
     """JobService of the contract."""
 
-    def __init__(self, store: JobStore, signal: CommitSignal) -> None:
-        self._store, self._signal = store, signal
+    def __init__(
+        self,
+        store: JobStore,
+        verbs: Verbs,
+        forks: Forks,
+        explainer: Explainer,
+        quotas: QuotaStore,
+        signal: CommitSignal,
+    ) -> None:
+        self._store, self._verbs, self._forks, self._signal = store, verbs, forks, signal
+        self._explainer, self._quotas = explainer, quotas
 
     async def CreateJob(
         self, request: jobs_pb2.CreateJobRequest, context: Context
@@ -36,10 +50,61 @@ class JobService(jobs_pb2_grpc.JobServiceServicer):
     ) -> jobs_pb2.ListJobsResponse:
         return await self._store.list(request)
 
+    async def PauseJob(
+        self, request: jobs_pb2.PauseJobRequest, context: Context
+    ) -> jobs_pb2.PauseJobResponse:
+        return await self._verbs.pause(request, _caller())
+
+    async def ResumeJob(
+        self, request: jobs_pb2.ResumeJobRequest, context: Context
+    ) -> jobs_pb2.ResumeJobResponse:
+        return await self._verbs.resume(request, _caller())
+
     async def CancelJob(
         self, request: jobs_pb2.CancelJobRequest, context: Context
     ) -> jobs_pb2.CancelJobResponse:
-        return jobs_pb2.CancelJobResponse(job=await self._store.cancel(request, _caller()))
+        return await self._verbs.cancel(request, _caller())
+
+    async def CheckpointJob(
+        self, request: jobs_pb2.CheckpointJobRequest, context: Context
+    ) -> jobs_pb2.CheckpointJobResponse:
+        return await self._verbs.checkpoint(request, _caller())
+
+    async def MoveJob(self, request: jobs_pb2.MoveJobRequest, context: Context) -> jobs_pb2.MoveJobResponse:
+        return await self._verbs.move(request, _caller())
+
+    async def UpdateJob(
+        self, request: jobs_pb2.UpdateJobRequest, context: Context
+    ) -> jobs_pb2.UpdateJobResponse:
+        return await self._verbs.update(request, _caller())
+
+    async def DeleteJob(
+        self, request: jobs_pb2.DeleteJobRequest, context: Context
+    ) -> jobs_pb2.DeleteJobResponse:
+        return await self._verbs.delete(request, _caller())
+
+    async def PinCheckpoint(
+        self, request: jobs_pb2.PinCheckpointRequest, context: Context
+    ) -> jobs_pb2.PinCheckpointResponse:
+        return await self._verbs.pin(request, _caller())
+
+    async def ForkJob(self, request: jobs_pb2.ForkJobRequest, context: Context) -> jobs_pb2.ForkJobResponse:
+        return await self._forks.fork(request, _caller())
+
+    async def ExplainJob(
+        self, request: jobs_pb2.ExplainJobRequest, context: Context
+    ) -> jobs_pb2.ExplainJobResponse:
+        return await self._explainer.explain(request)
+
+    async def GetQuota(
+        self, request: jobs_pb2.GetQuotaRequest, context: Context
+    ) -> jobs_pb2.GetQuotaResponse:
+        return await self._quotas.get(request)
+
+    async def SetQuota(
+        self, request: jobs_pb2.SetQuotaRequest, context: Context
+    ) -> jobs_pb2.SetQuotaResponse:
+        return await self._quotas.set(request, _caller())
 
     async def WatchJobs(
         self, request: jobs_pb2.WatchJobsRequest, context: Context
@@ -81,8 +146,8 @@ class JobService(jobs_pb2_grpc.JobServiceServicer):
 class NodeService(nodes_pb2_grpc.NodeServiceServicer):
     """NodeService of the contract."""
 
-    def __init__(self, fleet: FleetStore, jobs: JobStore, signal: CommitSignal) -> None:
-        self._fleet, self._jobs, self._signal = fleet, jobs, signal
+    def __init__(self, fleet: FleetStore, reports: Reports, jobs: JobStore, signal: CommitSignal) -> None:
+        self._fleet, self._reports, self._jobs, self._signal = fleet, reports, jobs, signal
 
     async def RegisterNode(
         self, request: nodes_pb2.RegisterNodeRequest, context: Context
@@ -109,7 +174,28 @@ class NodeService(nodes_pb2_grpc.NodeServiceServicer):
     async def ReportAttempt(
         self, request: nodes_pb2.ReportAttemptRequest, context: Context
     ) -> nodes_pb2.ReportAttemptResponse:
-        return nodes_pb2.ReportAttemptResponse(desired=await self._fleet.report(request))
+        return await self._reports.take(request)
+
+    async def ReportPrepared(
+        self, request: nodes_pb2.ReportPreparedRequest, context: Context
+    ) -> nodes_pb2.ReportPreparedResponse:
+        await self._reports.prepared(request)
+        return nodes_pb2.ReportPreparedResponse()
+
+    async def CordonNode(
+        self, request: nodes_pb2.CordonNodeRequest, context: Context
+    ) -> nodes_pb2.CordonNodeResponse:
+        return nodes_pb2.CordonNodeResponse(node=await self._fleet.cordon(request, _caller()))
+
+    async def UncordonNode(
+        self, request: nodes_pb2.UncordonNodeRequest, context: Context
+    ) -> nodes_pb2.UncordonNodeResponse:
+        return nodes_pb2.UncordonNodeResponse(node=await self._fleet.uncordon(request, _caller()))
+
+    async def DrainNode(
+        self, request: nodes_pb2.DrainNodeRequest, context: Context
+    ) -> nodes_pb2.DrainNodeResponse:
+        return nodes_pb2.DrainNodeResponse(node=await self._fleet.drain(request, _caller()))
 
 
 def _caller() -> Caller:

@@ -1,12 +1,19 @@
 """Job specs: defaults filled in, so that the frozen spec says everything the trainer does."""
 
 import hashlib
+from datetime import timedelta
+
+from google.protobuf.duration_pb2 import Duration
 
 from tunesmith.api.jobs.v1 import spec_pb2 as spec
 from tunesmith.errors import InvalidArgument
 
 DEFAULT_MAX_INFRA_RETRIES = 10
 DEFAULT_UNREACHABLE_GRACE_SECONDS = 10
+DEFAULT_STOP_SECONDS = 60
+_LONGEST = timedelta(days=3653)
+DEFAULT_MAX_SKIPPED_STEPS = 10
+DEFAULT_CHECKPOINT_OVERHEAD = 0.01
 
 
 def complete(asked: spec.JobSpec) -> spec.JobSpec:
@@ -27,21 +34,85 @@ def complete(asked: spec.JobSpec) -> spec.JobSpec:
         full.retry.max_infra_retries = DEFAULT_MAX_INFRA_RETRIES
     if not full.retry.HasField("unreachable_grace"):
         full.retry.unreachable_grace.seconds = DEFAULT_UNREACHABLE_GRACE_SECONDS
-    if full.retry.unreachable_grace.ToTimedelta().total_seconds() < 0:
-        raise InvalidArgument(
-            "SPEC_INCONSISTENT",
-            "spec.retry.unreachable_grace is negative",
-            field="spec.retry.unreachable_grace",
-            value=full.retry.unreachable_grace.ToJsonString(),
-            remedy="give a duration of 0s or more",
-        )
+    _complete_processes(full.resources, full.training)
+    if not full.deadlines.HasField("stop"):
+        full.deadlines.stop.seconds = DEFAULT_STOP_SECONDS
+    _check_durations(full)
     _check(full.training)
     return full
 
 
 def digest(full: spec.JobSpec) -> str:
-    """Returns the SHA-256 of a completed spec."""
-    return hashlib.sha256(full.SerializeToString(deterministic=True)).hexdigest()
+    """Returns the SHA-256 of a completed spec, without what may change while the job runs."""
+    fixed = spec.JobSpec()
+    fixed.CopyFrom(full)
+    fixed.ClearField("labels")
+    fixed.ClearField("deadlines")
+    fixed.resources.ClearField("priority")
+    return hashlib.sha256(fixed.SerializeToString(deterministic=True)).hexdigest()
+
+
+def positive(value: Duration, field: str) -> timedelta:
+    """Returns a duration.
+
+    Raises:
+        InvalidArgument: it is not longer than zero.
+    """
+    problem = "is longer than ten years" if value.seconds > _LONGEST.total_seconds() else ""
+    if not problem and value.ToTimedelta() <= timedelta():
+        problem = "must be longer than 0 s"
+    if problem:
+        raise InvalidArgument(
+            "SPEC_INCONSISTENT" if field.startswith("spec.") else "FIELD_INVALID",
+            f"{field} {problem}",
+            field=field,
+            value=value.ToJsonString() if abs(value.seconds) <= _LONGEST.total_seconds() else value.seconds,
+            remedy="give a time such as 30s, or leave it out",
+        )
+    return value.ToTimedelta()
+
+
+def _complete_processes(resources: spec.ResourceSpec, training: spec.TrainingSpec) -> None:
+    if resources.num_nodes > 1:
+        raise _inconsistent(
+            "resources.num_nodes",
+            resources.num_nodes,
+            "is more than 1: not served yet",
+            "use 1, or leave it out",
+        )
+    resources.processes_per_node = resources.processes_per_node or max(1, resources.gpus_per_node)
+    world_size = resources.num_nodes * resources.processes_per_node
+    if resources.gpus_per_node and resources.processes_per_node != resources.gpus_per_node:
+        raise _inconsistent(
+            "resources.processes_per_node",
+            resources.processes_per_node,
+            "must be the number of GPUs on each node: a process uses one",
+            f"use {resources.gpus_per_node}, or leave it out",
+        )
+    training.logical_shards = training.logical_shards or world_size
+    if training.logical_shards % world_size:
+        raise _inconsistent(
+            "training.logical_shards",
+            training.logical_shards,
+            f"is no multiple of the {world_size} processes, so they cannot share the shards evenly",
+            f"use {-(-training.logical_shards // world_size) * world_size}, or leave it out",
+        )
+
+
+def _check_durations(full: spec.JobSpec) -> None:
+    grace = full.retry.unreachable_grace
+    if grace.seconds or grace.nanos:  # none at all is fine: replaced as soon as the lease expires
+        positive(grace, "spec.retry.unreachable_grace")
+    if full.retry.HasField("stall_timeout"):
+        positive(full.retry.stall_timeout, "spec.retry.stall_timeout")
+    for known, value in full.deadlines.ListFields():
+        positive(value, f"spec.deadlines.{known.name}")
+
+
+def _inconsistent(field: str, value: object, problem: str, remedy: str) -> InvalidArgument:
+    return InvalidArgument(
+        "SPEC_INCONSISTENT", f"spec.{field} {problem}", field=f"spec.{field}", value=value, remedy=remedy
+    )
 
 
 def _complete_adapter(adapter: spec.AdapterSpec) -> None:
@@ -66,22 +137,41 @@ def _complete_training(training: spec.TrainingSpec, is_full: bool) -> None:
     training.precision = training.precision or spec.PRECISION_FLOAT32
     training.keep_checkpoints = training.keep_checkpoints or 2
     training.log_every_steps = training.log_every_steps or 1
+    training.gradient_sync = training.gradient_sync or spec.GRADIENT_SYNC_EXACT
+    training.nan_policy = training.nan_policy or spec.NAN_POLICY_STOP
+    training.max_skipped_steps = training.max_skipped_steps or DEFAULT_MAX_SKIPPED_STEPS
+    training.snapshots = training.snapshots or spec.SNAPSHOT_MODE_STEP
+    if not training.HasField("max_checkpoint_overhead"):
+        training.max_checkpoint_overhead = DEFAULT_CHECKPOINT_OVERHEAD
 
 
 def _check(training: spec.TrainingSpec) -> None:
     if training.eval_every_steps and not training.eval_fraction:
-        raise InvalidArgument(
-            "SPEC_INCONSISTENT",
-            "spec.training.eval_every_steps needs held-out data",
-            field="spec.training.eval_fraction",
-            value=training.eval_fraction,
-            remedy="set eval_fraction, for example to 0.05, or eval_every_steps to 0",
+        raise _inconsistent(
+            "training.eval_fraction",
+            training.eval_fraction,
+            "is 0, but spec.training.eval_every_steps needs held-out data",
+            "set eval_fraction, for example to 0.05, or eval_every_steps to 0",
+        )
+    for name in ("early_stopping_patience", "keep_best_checkpoints"):
+        if getattr(training, name) and not training.eval_every_steps:
+            raise _inconsistent(
+                f"training.{name}",
+                getattr(training, name),
+                "needs evaluations to judge by",
+                f"set eval_every_steps and eval_fraction, or {name} to 0",
+            )
+    if training.early_stopping_min_delta and not training.early_stopping_patience:
+        raise _inconsistent(
+            "training.early_stopping_min_delta",
+            training.early_stopping_min_delta,
+            "has no effect without early_stopping_patience",
+            "set early_stopping_patience too, or leave it out",
         )
     if training.max_steps and training.warmup_steps > training.max_steps:
-        raise InvalidArgument(
-            "SPEC_INCONSISTENT",
-            "spec.training.warmup_steps is larger than max_steps",
-            field="spec.training.warmup_steps",
-            value=training.warmup_steps,
-            remedy=f"use at most {training.max_steps}",
+        raise _inconsistent(
+            "training.warmup_steps",
+            training.warmup_steps,
+            "is larger than max_steps",
+            f"use at most {training.max_steps}",
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -10,9 +11,8 @@ from sqlalchemy.orm import Session
 from sqlmodel import col
 
 from tunesmith.api.jobs.v1 import events_pb2, jobs_pb2, spec_pb2, state_pb2
-from tunesmith.api.nodes.v1 import events_pb2 as node_events_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
-from tunesmith.errors import NotFound
+from tunesmith.errors import FailedPrecondition, NotFound
 from tunesmith.names import is_id
 from tunesmith_jobs import machine, spec
 from tunesmith_jobs.change import JobChange
@@ -35,16 +35,16 @@ class Caller:
     traceparent: str = ""
 
 
-def find(session: Session, project: str, job: str) -> JobRow:
+def find(session: Session, project: str, job: str, even_deleted: bool = False) -> JobRow:
     """Returns a job by its id or readable name, locked for this transaction where the database can.
 
     Raises:
-        NotFound: the project has no such job.
+        NotFound: the project has no such job, or it was deleted.
     """
     column = col(JobRow.id) if is_id(job) else col(JobRow.display_name)
     query = select(JobRow).where(col(JobRow.project) == project, column == job).with_for_update()
     row = session.execute(query).scalar_one_or_none()
-    if row is None:
+    if row is None or (row.deleted and not even_deleted):
         raise NotFound(
             "JOB_NOT_FOUND",
             f"there is no job {job} in project {project}",
@@ -55,10 +55,73 @@ def find(session: Session, project: str, job: str) -> JobRow:
     return row
 
 
-def live_attempt(session: Session, job_id: str, epoch: int) -> AttemptRow | None:
-    """Returns the attempt of this epoch if it has not ended."""
-    row = session.get(AttemptRow, (job_id, epoch))
-    return row if row is not None and not row.ended else None
+def change_of(
+    session: Session, name: str, caller: Caller, now: datetime, revision: int = 0, field: str = "name"
+) -> JobChange:
+    """Begins a change of the job `name`, if it still has `revision` (0: whatever it has).
+
+    Raises:
+        NotFound: there is no such job.
+        FailedPrecondition: it has another revision.
+    """
+    project, job = names.parse("projects/*/jobs/*", name, field)
+    change = JobChange(session, find(session, project, job), caller.name, now)
+    if revision and revision != change.job.revision:
+        raise FailedPrecondition(
+            "REVISION_STALE",
+            f"the job has revision {change.job.revision}, not {revision}: it changed meanwhile",
+            field="revision",
+            value=revision,
+            remedy="read the job again and decide anew, or leave the revision out",
+        )
+    return change
+
+
+def draft(project: str, full: spec_pb2.JobSpec, caller: Caller, now: datetime) -> jobs_pb2.Job:
+    """Returns a job of this spec as it is accepted."""
+    job_id = new_ulid()
+    job = jobs_pb2.Job(
+        name=f"projects/{project}/jobs/{job_id}",
+        job_id=job_id,
+        display_name=f"{full.experiment}-{short_suffix()}",
+        spec=full,
+        spec_digest=spec.digest(full),
+        desired=state_pb2.DESIRED_RUN,
+        state=machine.VALIDATING,
+        active=True,
+        creator=caller.name,
+        traceparent=caller.traceparent,
+    )
+    job.create_time.FromDatetime(now)
+    return job
+
+
+def insert(
+    session: Session, project: str, job: jobs_pb2.Job, caller: Caller, now: datetime, parent_id: str = ""
+) -> jobs_pb2.Job:
+    """Enters an accepted job and asks the registry to check its inputs."""
+    taken = select(col(JobRow.id)).where(col(JobRow.project) == project)
+    # Of 1,000 jobs of one experiment two have the same four characters with a chance of 0.4.
+    while session.execute(taken.where(col(JobRow.display_name) == job.display_name)).first():
+        job.display_name = f"{job.spec.experiment}-{short_suffix()}"
+    row = JobRow(
+        id=job.job_id,
+        project=project,
+        display_name=job.display_name,
+        experiment=job.spec.experiment,
+        state=job.state,
+        priority=job.spec.resources.priority,
+        epoch=0,
+        revision=0,
+        parent_id=parent_id,
+        body=job.SerializeToString(),
+    )
+    change = JobChange(session, row, caller.name, now)
+    created = events_pb2.JobCreated(spec=job.spec)
+    if job.HasField("forked_from"):
+        created.forked_from.CopyFrom(job.forked_from)
+    change.say("created", created)
+    return change.save()
 
 
 class JobStore:
@@ -73,52 +136,17 @@ class JobStore:
         full = spec.complete(request.spec)
 
         def act(session: Session) -> jobs_pb2.CreateJobResponse:
-            return once(
-                session,
-                REQUESTS,
-                caller.name,
-                request,
-                lambda: jobs_pb2.CreateJobResponse(job=self._insert(session, project, full, caller)),
-                jobs_pb2.CreateJobResponse,
-            )
+            now = self._clock.now()
+
+            def accept() -> jobs_pb2.CreateJobResponse:
+                job = insert(session, project, draft(project, full, caller, now), caller, now)
+                return jobs_pb2.CreateJobResponse(job=job)
+
+            return once(session, REQUESTS, caller.name, request, accept, jobs_pb2.CreateJobResponse)
 
         if request.validate_only:
-            return self._draft(project, full, caller)
+            return draft(project, full, caller, self._clock.now())
         return (await self._db.write(act)).job
-
-    def _draft(self, project: str, full: spec_pb2.JobSpec, caller: Caller) -> jobs_pb2.Job:
-        job_id = new_ulid()
-        job = jobs_pb2.Job(
-            name=f"projects/{project}/jobs/{job_id}",
-            job_id=job_id,
-            display_name=f"{full.experiment}-{short_suffix()}",
-            spec=full,
-            spec_digest=spec.digest(full),
-            desired=state_pb2.DESIRED_RUN,
-            state=machine.VALIDATING,
-            active=True,
-            creator=caller.name,
-            traceparent=caller.traceparent,
-        )
-        job.create_time.FromDatetime(self._clock.now())
-        return job
-
-    def _insert(self, session: Session, project: str, full: spec_pb2.JobSpec, caller: Caller) -> jobs_pb2.Job:
-        job = self._draft(project, full, caller)
-        row = JobRow(
-            id=job.job_id,
-            project=project,
-            display_name=job.display_name,
-            experiment=full.experiment,
-            state=job.state,
-            priority=full.resources.priority,
-            epoch=0,
-            revision=0,
-            body=job.SerializeToString(),
-        )
-        change = JobChange(session, row, caller.name, self._clock.now())
-        change.say("created", events_pb2.JobCreated(spec=full))
-        return change.save()
 
     async def get(self, name: str) -> jobs_pb2.Job:
         """Returns one job."""
@@ -129,7 +157,9 @@ class JobStore:
         """Returns a page of jobs, newest first."""
         (project,) = names.parse("projects/*", request.parent, "parent")
         size, cursor = names.page_size(request.page_size), names.page_cursor("jobs", request.page_token)
-        query = select(col(JobRow.id), col(JobRow.body)).where(col(JobRow.project) == project)
+        query = select(col(JobRow.id), col(JobRow.body)).where(
+            col(JobRow.project) == project, col(JobRow.deleted).is_(False)
+        )
         if request.states:
             query = query.where(col(JobRow.state).in_(list(request.states)))
         if request.experiment:
@@ -147,29 +177,6 @@ class JobStore:
             return jobs_pb2.ListJobsResponse(jobs=jobs, next_page_token=token, revision=revision)
 
         return await self._db.read(read)
-
-    async def cancel(self, request: jobs_pb2.CancelJobRequest, caller: Caller) -> jobs_pb2.Job:
-        """Asks for the end of a job; what has no processes ends at once."""
-        project, name = names.parse("projects/*/jobs/*", request.name)
-        kill = request.mode == jobs_pb2.CANCEL_MODE_NOW
-
-        def act(session: Session) -> jobs_pb2.CancelJobResponse:
-            change = JobChange(session, find(session, project, name), caller.name, self._clock.now())
-            outcome = machine.after_cancel(change.job.state)
-            change.job.desired = state_pb2.DESIRED_KILL if kill else state_pb2.DESIRED_CANCEL
-            if outcome.state != change.job.state:
-                change.move(outcome)
-            attempt = live_attempt(session, change.row.id, change.job.epoch)
-            if attempt is not None:
-                command = node_events_pb2.NodeCommand()
-                (command.kill if kill else command.stop).SetInParent()
-                change.command(attempt, "kill" if kill else "stop", command)
-            return jobs_pb2.CancelJobResponse(job=change.save())
-
-        answer = await self._db.write(
-            lambda s: once(s, REQUESTS, caller.name, request, lambda: act(s), jobs_pb2.CancelJobResponse)
-        )
-        return answer.job
 
     async def attempts(self, request: jobs_pb2.ListAttemptsRequest) -> jobs_pb2.ListAttemptsResponse:
         """Returns a page of a job's attempts, newest first."""
@@ -206,7 +213,10 @@ class JobStore:
         return await self._db.read(read)
 
     async def changed_jobs(self, project: str, revision: int) -> tuple[Sequence[jobs_pb2.Job], int]:
-        """Returns the jobs changed after `revision` (0: all unfinished ones) and the revision reached."""
+        """Returns the jobs changed after `revision` (0: all unfinished ones) and the revision reached.
+
+        A deletion is a change too: who follows sees the job once more, with its `delete_time`.
+        """
 
         def read(session: Session) -> tuple[Sequence[jobs_pb2.Job], int]:
             reached = current_revision(session, REVISION)

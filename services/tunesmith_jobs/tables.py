@@ -31,6 +31,9 @@ class JobRow(_Base, table=True):
         Index("ix_jobs_list", "project", "id"),
         Index("ix_jobs_queue", "state", "priority", "id"),
         Index("ix_jobs_revision", "revision"),
+        Index("ix_jobs_share", "project", "state"),
+        Index("ix_jobs_parent", "parent_id"),
+        Index("ix_jobs_move", "move_node"),
     )
     id: str = Field(primary_key=True, max_length=26)
     project: str = Field(max_length=64)
@@ -43,11 +46,20 @@ class JobRow(_Base, table=True):
     infra_failures: int = 0
     user_errors: int = 0
     progressed: bool = False
+    deleted: bool = False
+    parent_id: str = Field(default="", max_length=26)  # job it was forked from
+    move_node: str = Field(default="", max_length=63)  # node it is moving to
+    last_node: str = Field(default="", max_length=63)  # of the newest attempt: its snapshots lie there
+    trained_seconds: float = 0.0  # of the attempts that have ended
+    queued_time: datetime | None = Field(
+        default=None, sa_column=Column(DateTime(timezone=True), nullable=True)
+    )
     body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
 
 
 class AttemptRow(_Base, table=True):
-    """An attempt of a job. `ended` is false while it holds its nodes."""
+    """An attempt of a job. `ended` is false while it holds its nodes; `wanted` is a `Desired` (0: run on) and
+    `stop_time` when a graceful stop must be over."""
 
     __tablename__: ClassVar[str] = "attempts"
     __table_args__: ClassVar[Any] = (Index("ix_attempts_live", "ended", "node"),)
@@ -58,7 +70,39 @@ class AttemptRow(_Base, table=True):
     state: int
     ended: bool
     command_time: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
+    failure_class: int = 0
+    trained_seconds: float = 0.0
+    wanted: int = 0
+    stop_time: datetime | None = Field(default=None, sa_column=Column(DateTime(timezone=True), nullable=True))
+    held_for: str = Field(default="", max_length=26)  # the job it gives way to (PREEMPTED)
     body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class CheckpointRow(_Base, table=True):
+    """A committed checkpoint. An expired one may be removed from the blob store."""
+
+    __tablename__: ClassVar[str] = "checkpoints"
+    __table_args__: ClassVar[Any] = (Index("ix_checkpoints_digest", "digest"),)
+    job_id: str = Field(primary_key=True, max_length=26)
+    step: int = Field(sa_column=Column(BigInteger, primary_key=True))
+    epoch: int = Field(sa_column=Column(BigInteger, nullable=False))
+    digest: str = Field(max_length=64)
+    size_bytes: int = Field(sa_column=Column(BigInteger, nullable=False))
+    eval_loss: float | None = None
+    pinned: bool = False
+    expired: bool = False
+    create_time: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
+
+
+class QuotaRow(_Base, table=True):
+    """What a project may use at once; absent numbers mean no limit."""
+
+    __tablename__: ClassVar[str] = "quotas"
+    project: str = Field(primary_key=True, max_length=64)
+    max_running_jobs: int | None = None
+    max_gpus: int | None = None
+    weight: float = 1.0
+    revision: int = Field(sa_column=Column(BigInteger, nullable=False))
 
 
 class NodeRow(_Base, table=True):

@@ -57,7 +57,8 @@ class JobEvents:
             return
         kind = event.WhichOneof("event")
         if kind == "created":
-            await self._db.write(lambda session: self._check_inputs(session, project, job_id, event))
+            damage = await asyncio.to_thread(_checkpoint_error, self._blobs, event.created)
+            await self._db.write(lambda session: self._check_inputs(session, project, job_id, event, damage))
         elif kind == "output_ready":
             await self._take_output(project, job_id, event)
         elif kind in _CHECKPOINTS:
@@ -67,17 +68,24 @@ class JobEvents:
         return Caller(ACTOR, self._clock.now(), event.traceparent)
 
     def _check_inputs(
-        self, session: Session, project: str, job_id: str, event: jobs_events_pb2.JobEvent
+        self,
+        session: Session,
+        project: str,
+        job_id: str,
+        event: jobs_events_pb2.JobEvent,
+        damage: TunesmithError | None,
     ) -> None:
         if not self._note(session, event):
             return
         spec = event.created.spec
-        errors: list[common_pb2.ErrorDetail] = []
+        errors = [detail(damage, "forked_from")] if damage is not None else []
         good = events_pb2.JobInputsValidated(job=event.job)
         try:
             base = store.base_model(session, project, spec.base_model)
             good.base_model, good.base_model_digest = base.name, base.digest
-        except NotFound as error:
+            if event.created.HasField("forked_from") and damage is None:
+                _check_base(self._blobs, event.created.forked_from, base.digest)
+        except (NotFound, FailedPrecondition) as error:
             errors.append(detail(error, "spec.base_model"))
         try:
             data = store.resolve_dataset(session, project, spec.dataset)
@@ -189,6 +197,39 @@ def _verified(blobs: BlobStore, digest: str) -> Manifest:
         )
     models.refuse_code(blobs, artifact)
     return artifact
+
+
+def _checkpoint_error(blobs: BlobStore, created: jobs_events_pb2.JobCreated) -> FailedPrecondition | None:
+    """Hashes every file of the checkpoint that a fork begins from; returns what is wrong with it."""
+    if not created.HasField("forked_from"):
+        return None
+    origin = created.forked_from
+    try:
+        if manifest.verify(blobs, origin.digest).kind == "checkpoint":
+            return None
+        problem = "it is no checkpoint"
+    except (NotFound, FailedPrecondition, InvalidArgument) as error:
+        problem = error.message
+    return FailedPrecondition(
+        "CHECKPOINT_DAMAGED",
+        f"the checkpoint of {origin.job} at step {origin.step} cannot be used: {problem}",
+        field="step",
+        value=origin.step,
+        remedy="fork another checkpoint; `tunesmith checkpoints list JOB` shows them",
+    )
+
+
+def _check_base(blobs: BlobStore, origin: jobs_events_pb2.ForkOrigin, digest: str) -> None:
+    """Refuses a checkpoint whose weights were trained on another base model than the one of that name now."""
+    trained_on = manifest.read(blobs, origin.digest).properties.get("base_model_digest", "")
+    if trained_on and trained_on != digest:
+        raise FailedPrecondition(
+            "CHECKPOINT_FOREIGN",
+            f"the checkpoint of {origin.job} was trained on base model {trained_on[:12]}, not {digest[:12]}",
+            field="step",
+            value=origin.step,
+            remedy="import the base model it was trained on under this name again, or submit a new job",
+        )
 
 
 def detail(error: TunesmithError, field: str) -> common_pb2.ErrorDetail:

@@ -88,7 +88,7 @@ def test_all_mistakes_are_named_at_once_with_line_and_remedy() -> None:
         ("adapter: {lora: {}, full: {}}", "adapter.full", "excludes adapter.lora"),
         ("adapter: {full: {r: 8}}", "adapter.full.r", "is not a key of adapter.full"),
         ("adapter: {lora: {dropout: 1}}", "adapter.lora.dropout", "must be less than 1"),
-        ("resources: {num_nodes: 2}", "resources.num_nodes", "must be at most 1"),
+        ("resources: {num_nodes: 2000}", "resources.num_nodes", "must be at most 1024"),
     ],
 )
 def test_a_wrong_value_is_named_by_its_path(line: str, path: str, problem: str) -> None:
@@ -195,3 +195,17 @@ def test_a_spec_written_as_a_file_reads_back_the_same(spec: spec_pb2.JobSpec) ->
 def test_any_content_is_read_or_refused_but_never_breaks(content: Any) -> None:
     with pytest.raises(InvalidArgument):
         jobfile.parse(content, "job.yaml")
+
+
+def test_edits_of_a_fork_name_their_fields_and_keep_the_rest_of_a_map() -> None:
+    parent = spec_pb2.JobSpec(labels={"team": "a", "run": "1"})
+    spec, paths = jobfile.edits(
+        ["training.learning_rate=1e-3", "labels.run='2'", "labels.who=me", "deadlines.run=2h"], parent
+    )
+    assert paths == ["training.learning_rate", "labels", "deadlines.run"]
+    assert (spec.training.learning_rate, spec.deadlines.run.seconds) == (1e-3, 7200)
+    assert dict(spec.labels) == {"team": "a", "run": "2", "who": "me"}
+    assert jobfile.edits([], parent) == (spec_pb2.JobSpec(), [])
+    with pytest.raises(InvalidArgument) as caught:
+        jobfile.edits(["training.lerning_rate=1"], parent)
+    assert "training.learning_rate" in caught.value.remedy

@@ -215,6 +215,7 @@ def failures() -> str:
         machine.Budget.UNLIMITED: "always",
         machine.Budget.INFRA: "up to `retry.max_infra_retries` times; a new checkpoint sets the count back",
         machine.Budget.PROGRESS: "once, if a checkpoint was committed since the attempt began",
+        machine.Budget.HALVING: "no; with `retry.oom_policy: halve_micro_batch` as long as it can be halved",
         machine.Budget.NEVER: "no",
     }
     enum = state_pb2.DESCRIPTOR.enum_types_by_name["FailureClass"]

@@ -1,128 +1,22 @@
 """The jobs service through its rpcs and the bus: accepted once, validated, scheduled, followed, ended."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
 import pytest
 
-from tests.support.service import Harness, running_on, service, until
-from tunesmith.api.jobs.v1 import events_pb2, jobs_pb2, jobs_pb2_grpc, spec_pb2, state_pb2
+from tests.jobs.hands import PARENT, Jobs
+from tests.support.service import running_on, service, until
+from tunesmith.api.jobs.v1 import events_pb2, jobs_pb2, spec_pb2, state_pb2
 from tunesmith.api.nodes.v1 import events_pb2 as node_events_pb2
-from tunesmith.api.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from tunesmith.api.registry.v1 import events_pb2 as registry_events_pb2
 from tunesmith.errors import TunesmithError
 from tunesmith.status import from_rpc_error
 from tunesmith_kit import subjects
 from tunesmith_kit.connection import Message
-from tunesmith_kit.envelope import event_headers
 from tunesmith_kit.ids import new_ulid
 from tunesmith_kit.lease import Lease, lease_key
-
-PARENT = "projects/default"
-
-
-class Jobs:
-    """The test's hands: a client, a registry that answers, and a node that hears commands."""
-
-    def __init__(self, harness: Harness) -> None:
-        self.harness = harness
-        self.jobs = jobs_pb2_grpc.JobServiceStub(harness.channel)
-        self.nodes = nodes_pb2_grpc.NodeServiceStub(harness.channel)
-        self.commands: list[node_events_pb2.NodeCommand] = []
-
-    async def call(self, method: object, request: object) -> object:
-        try:
-            return await method(request, metadata=self.harness.metadata, timeout=10)  # type: ignore[operator]
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
-
-    async def submit(self, request_id: str = "", **spec: object) -> jobs_pb2.Job:
-        full = spec_pb2.JobSpec(**{"base_model": "tiny", "dataset": "sums", **spec})  # type: ignore[arg-type]
-        request = jobs_pb2.CreateJobRequest(parent=PARENT, spec=full, request_id=request_id)
-        answer = await self.call(self.jobs.CreateJob, request)
-        assert isinstance(answer, jobs_pb2.CreateJobResponse)
-        return answer.job
-
-    async def get(self, name: str) -> jobs_pb2.Job:
-        answer = await self.call(self.jobs.GetJob, jobs_pb2.GetJobRequest(name=name))
-        assert isinstance(answer, jobs_pb2.GetJobResponse)
-        return answer.job
-
-    async def reaches(self, name: str, state: state_pb2.JobState.ValueType) -> jobs_pb2.Job:
-        async def look() -> jobs_pb2.Job | None:
-            job = await self.get(name)
-            return job if job.state == state else None
-
-        return await until(look, f"{name} in {state_pb2.JobState.Name(state)}")
-
-    async def answer(self, job: jobs_pb2.Job, event: str, **kind: object) -> None:
-        """Says what the registry would say about a job."""
-        message = registry_events_pb2.RegistryEvent(event_id=new_ulid(), resource=job.name, **kind)  # type: ignore[arg-type]
-        headers = event_headers(message.event_id, message.DESCRIPTOR.full_name, "tests", datetime.now(UTC))
-        subject = subjects.job_event("default", job.job_id, event)
-        await self.harness.bus.publish(subject, message.SerializeToString(), message.event_id, headers)
-
-    async def validate(self, job: jobs_pb2.Job) -> None:
-        good = registry_events_pb2.JobInputsValidated(
-            job=job.name, base_model_digest="a" * 64, dataset_digest="b" * 64
-        )
-        await self.answer(job, "inputs_validated", job_inputs_validated=good)
-
-    async def join(self, node: str = "n1", slots: int = 1) -> None:
-        """Enters a node into the fleet and begins to hear its commands."""
-
-        async def hear(message: Message) -> None:
-            self.commands.append(node_events_pb2.NodeCommand.FromString(message.payload))
-
-        await self.harness.bus.consume(
-            "CMD", f"node-{node}", hear, filter_subjects=[subjects.any_command(node)]
-        )
-        await self.register(node, slots)
-
-    async def register(
-        self, node: str = "n1", slots: int = 1, **attempts: int
-    ) -> nodes_pb2.RegisterNodeResponse:
-        request = nodes_pb2.RegisterNodeRequest(
-            node_id=node, capacity=nodes_pb2.NodeCapacity(slots=slots, memory_bytes=1 << 34)
-        )
-        for job, epoch in attempts.items():
-            request.attempts[f"{PARENT}/jobs/{job}"] = epoch
-        answer = await self.call(self.nodes.RegisterNode, request)
-        assert isinstance(answer, nodes_pb2.RegisterNodeResponse)
-        return answer
-
-    async def command(self, kind: str, num: int = 1) -> node_events_pb2.NodeCommand:
-        async def look() -> node_events_pb2.NodeCommand | None:
-            found = [c for c in self.commands if c.WhichOneof("command") == kind]
-            return found[num - 1] if len(found) >= num else None
-
-        return await until(look, f"command {kind} number {num}")
-
-    async def report(
-        self, job: jobs_pb2.Job, epoch: int = 1, **what: object
-    ) -> nodes_pb2.ReportAttemptResponse:
-        request = nodes_pb2.ReportAttemptRequest(job=job.name, epoch=epoch, **{"node": "n1", **what})  # type: ignore[arg-type]
-        answer = await self.call(self.nodes.ReportAttempt, request)
-        assert isinstance(answer, nodes_pb2.ReportAttemptResponse)
-        return answer
-
-    async def running(self) -> jobs_pb2.Job:
-        """Returns a job that trains on n1."""
-        job = await self.submit()
-        await self.validate(job)
-        await self.command("assign")
-        for state in ("LAUNCHING", "READY", "RUNNING"):
-            await self.report(job, state=f"ATTEMPT_STATE_{state}")
-        return await self.reaches(job.name, state_pb2.JOB_STATE_RUNNING)
-
-
-@pytest.fixture
-async def jobs(tmp_path: Path) -> AsyncIterator[Jobs]:
-    async with service("jobs", tmp_path) as harness:
-        yield Jobs(harness)
 
 
 async def test_a_job_goes_from_submit_to_a_registered_version(jobs: Jobs) -> None:
@@ -193,7 +87,7 @@ async def test_a_waiting_job_says_why_it_waits(jobs: Jobs) -> None:
         conditions = (await jobs.get(job.name)).conditions
         return conditions[0].reason if conditions else None
 
-    assert await until(look, "a reason") == "NO_FREE_GPU"
+    assert await until(look, "a reason") == "UNSATISFIABLE"
 
 
 async def test_higher_priority_goes_first(jobs: Jobs) -> None:

@@ -81,13 +81,15 @@ class Registry:
         )
         return (await self.models.ImportBaseModel(request)).base_model
 
-    async def store_artifact(self, kind: str, files: Mapping[str, bytes]) -> str:
+    async def store_artifact(
+        self, kind: str, files: Mapping[str, bytes], properties: Mapping[str, str] | None = None
+    ) -> str:
         """Uploads files and their manifest, as an agent does, and returns the manifest's digest."""
         listed = [
             {"path": path, "sha256": await self.upload(data), "size_bytes": len(data)}
             for path, data in sorted(files.items())
         ]
-        body = {"files": listed, "kind": kind, "properties": {"steps": "3"}}
+        body = {"files": listed, "kind": kind, "properties": {"steps": "3", **(properties or {})}}
         return await self.upload(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
 
     async def job_says(self, kind: str, event_id: str = "", job: str = JOB, **fields: object) -> str:

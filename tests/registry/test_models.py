@@ -19,6 +19,7 @@ from tests.registry.support import (
 )
 from tests.support.bus import running_nats
 from tests.support.wait import until_async
+from tunesmith.api.jobs.v1 import events_pb2 as jobs_events_pb2
 from tunesmith.api.jobs.v1 import spec_pb2, state_pb2
 from tunesmith.api.registry.v1 import models_pb2
 from tunesmith.errors import TunesmithError
@@ -122,6 +123,29 @@ async def test_bad_inputs_of_a_job_are_all_named_with_hints(tmp_path: Path) -> N
         ]
         assert "did you mean tiny-llama?" in errors[0].remedy
         assert "newest version is 1" in errors[1].remedy
+
+
+async def test_a_fork_begins_only_from_a_whole_checkpoint_of_its_base_model(tmp_path: Path) -> None:
+    async with running_registry(tmp_path) as registry:
+        base = await registry.import_base_model("tiny", base_model_files())
+        await registry.import_dataset("texts", jsonl({"text": "a"}))
+        spec = spec_pb2.JobSpec(base_model="tiny", dataset="texts@1")
+
+        async def reason_of(digest: str, count: int) -> str:
+            origin = jobs_events_pb2.ForkOrigin(job=JOB, step=3, digest=digest)
+            await registry.job_says("created", spec=spec, forked_from=origin)
+            (error,) = (await registry.answer("job_inputs_rejected", count)).job_inputs_rejected.errors
+            return error.reason
+
+        files = {"trainable.safetensors": b"x"}
+        foreign = await registry.store_artifact("checkpoint", files, {"base_model_digest": "0" * 64})
+        assert await reason_of("0" * 64, 1) == "CHECKPOINT_DAMAGED", "it is nowhere"
+        assert await reason_of(await registry.store_artifact("model", files), 2) == "CHECKPOINT_DAMAGED"
+        assert await reason_of(foreign, 3) == "CHECKPOINT_FOREIGN"
+        good = await registry.store_artifact("checkpoint", files, {"base_model_digest": base.digest})
+        origin = jobs_events_pb2.ForkOrigin(job=JOB, step=3, digest=good)
+        await registry.job_says("created", spec=spec, forked_from=origin)
+        assert (await registry.answer("job_inputs_validated")).job_inputs_validated.job == JOB
 
 
 async def test_a_verified_output_becomes_one_version_however_often_the_event_comes(tmp_path: Path) -> None:

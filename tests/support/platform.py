@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -103,8 +103,10 @@ class Platform:
 
 
 @contextmanager
-def embedded(root: Path, env: Mapping[str, str] | None = None) -> Iterator[Platform]:
-    """Starts `tunesmith up` in a child process."""
+def embedded(
+    root: Path, env: Mapping[str, str] | None = None, ports: tuple[int, int] = (0, 0)
+) -> Iterator[Platform]:
+    """Starts `tunesmith up` in a child process. `ports` (HTTP, gRPC): kept when it is started again."""
     settings = {"TUNESMITH_CONFIG_DIR": str(root / "config"), **(env or {})}
     command = [
         str(BIN / "tunesmith"),
@@ -112,9 +114,9 @@ def embedded(root: Path, env: Mapping[str, str] | None = None) -> Iterator[Platf
         "--data-dir",
         str(root / "data"),
         "--port",
-        "0",
+        str(ports[0]),
         "--grpc-port",
-        "0",
+        str(ports[1]),
     ]
     (root / "config" / "profile.json").unlink(missing_ok=True)  # an earlier platform's, killed by the test
     process = Process("up", command, root / "up.log", settings)
@@ -138,12 +140,24 @@ def _embedded(root: Path, process: Process) -> Platform:
 
 
 class Distributed:
-    """Starts what docker-compose.yml describes, without containers."""
+    """Starts what docker-compose.yml describes, without containers.
+
+    Args:
+        env: added to the environment of every process.
+        wires: a node's own way to (NATS addresses, gateway address), for example through proxies.
+    """
 
     def __init__(
-        self, root: Path, postgres: Postgres, num_nats: int = 3, nodes: tuple[str, ...] = ("node-a", "node-b")
+        self,
+        root: Path,
+        postgres: Postgres,
+        num_nats: int = 3,
+        nodes: tuple[str, ...] = ("node-a", "node-b"),
+        env: Mapping[str, str] | None = None,
+        wires: Callable[[str, str, str], tuple[str, str]] = lambda node, nats, gateway: (nats, gateway),
     ):
         self._root, self._postgres, self._num_nats, self._nodes = root, postgres, num_nats, nodes
+        self._env, self._wires = dict(env or {}), wires
         self._tokens = {name: secrets.token_urlsafe(16) for name in ("nats", "internal", "admin", "node")}
         names = ("jobs", "registry", "metrics", "gateway", "web", "jobs_http", "gateway_http")
         self._ports = {name: free_port() for name in names}
@@ -197,7 +211,9 @@ class Distributed:
                 f'authorization {{ token: "{self._tokens["nats"]}" }}\n'
                 f'jetstream {{ store_dir: "{folder}/data", max_file: 5GB, sync_interval: always }}\n'
                 + (
-                    f'cluster {{ name: test, listen: "127.0.0.1:{cluster}", routes: [{routes}] }}\n'
+                    # A client must not learn of ways round the addresses it was given.
+                    f'cluster {{ name: test, listen: "127.0.0.1:{cluster}", routes: [{routes}], '
+                    "no_advertise: true }\n"
                     if self._num_nats > 1
                     else ""
                 )
@@ -217,12 +233,15 @@ class Distributed:
             "TUNESMITH_NUM_REPLICAS": str(self._num_nats),
             "TUNESMITH_INTERNAL_TOKEN": self._tokens["internal"],
             "TUNESMITH_LOG_LEVEL": "warning",
+            **self._env,
         }
         if service == "agent":
+            gateway = f"127.0.0.1:{self._ports['gateway']}"
+            env["TUNESMITH_NATS_URL"], gateway = self._wires(name, nats_url, gateway)
             env |= {
                 "TUNESMITH_AGENT_NODE": name,
                 "TUNESMITH_AGENT_TOKEN": self._tokens["node"],
-                "TUNESMITH_AGENT_GATEWAY_ADDRESS": f"127.0.0.1:{self._ports['gateway']}",
+                "TUNESMITH_AGENT_GATEWAY_ADDRESS": gateway,
                 "TUNESMITH_AGENT_STANDBY": "false",
             }
         else:

@@ -43,7 +43,16 @@ class Postgres:
         self.start()
 
     def start(self) -> None:
-        """Starts the server and waits until it answers."""
+        """Starts the server and waits until it answers; after a kill it waits for the old one's children."""
+        self._spawn()
+        wait_for(self._up, 30, "PostgreSQL answers")
+
+    def _up(self) -> bool:
+        if self._child.poll() is not None:  # children of a killed server still hold its memory
+            self._spawn()
+        return self._answers()
+
+    def _spawn(self) -> None:
         self._child = subprocess.Popen(
             [
                 str(self._binaries / "postgres"), "-D", str(self._folder / "data"), "-p", str(self.port),
@@ -52,7 +61,11 @@ class Postgres:
             user=self._user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
             cwd=self._folder,
         )  # fmt: skip
-        wait_for(self._answers, 30, "PostgreSQL answers")
+
+    @property
+    def pid(self) -> int:
+        """Process id of the postmaster."""
+        return self._child.pid
 
     def kill(self) -> None:
         """SIGKILL to the postmaster; its backends end by themselves."""

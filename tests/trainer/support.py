@@ -134,7 +134,7 @@ class Zygote:
         self._ready = False
 
     def start(self, run: Path, **options: Any) -> Trainer:
-        return Trainer(self, self._ask({"run": str(run), **options}), run)
+        return Trainer(self, self._ask({"run": str(run), **options}), run, int(options.get("rank", 0)))
 
     def wait(self, pid: int) -> int:
         return self._ask({"wait": pid})
@@ -157,10 +157,11 @@ class Trainer:
     zygote: Zygote
     pid: int
     run: Path
+    rank: int = 0
 
     def end(self) -> int:
         """Wait for its end; gives the exit code, negative for a signal."""
-        wait_for(lambda: finished_or_gone(self.run, self.pid), "end of the trainer")
+        wait_for(lambda: finished_or_gone(self.run, self.pid, self.rank), "end of the trainer")
         return self.zygote.wait(self.pid)
 
     def kill(self) -> None:
@@ -171,9 +172,9 @@ class Trainer:
         os.kill(self.pid, signal.SIGTERM)
 
 
-def finished_or_gone(run: Path, pid: int) -> bool:
-    path = run / "status.json"
-    if path.exists() and status(run)["finished"] is not None:
+def finished_or_gone(run: Path, pid: int, rank: int = 0) -> bool:
+    path = run / (f"status-{rank}.json" if rank else "status.json")
+    if path.exists() and (record := json.loads(path.read_bytes()))["pid"] == pid and record["finished"]:
         return True
     state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     return state == "Z"
@@ -270,6 +271,20 @@ def _segment(data: bytes) -> Iterator[tuple[int, int, dict[str, float]]]:
 def losses(run: Path) -> dict[int, float]:
     """Training loss of each step; a step that was run again replaces itself."""
     return {step: values["train/loss"] for _, step, values in records(run) if "train/loss" in values}
+
+
+def metrics(run: Path) -> dict[tuple[int, str], str]:
+    """Every logged value but the pace, exactly; what was logged again replaces itself."""
+    return {
+        (step, key): value.hex()
+        for _, step, values in records(run)
+        for key, value in values.items()
+        if key != "train/tokens_per_second"
+    }
+
+
+def state_of(checkpoint: Path) -> dict[str, Any]:
+    return dict(json.loads((checkpoint / "state.json").read_bytes()))
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -85,3 +85,77 @@ def test_full_disk_fails_as_infrastructure_and_keeps_the_old_checkpoint(
     assert support.checkpoints(run) == []
     assert not list((run / "checkpoints").iterdir())
     assert train(run) == 0, support.log_of(run)
+
+
+def test_what_differs_is_named_and_accepted_only_when_asked_for(make_run: MakeRun, train: Train) -> None:
+    from tunesmith_trainer import artifact
+
+    first = make_run(support.spec(), "first")
+    assert train(first) == 0
+    saved = support.checkpoints(first)[0]
+    other = make_run(support.spec(seed="8"), "other", checkpoint=support.checkpoint_of(saved, 4))
+    assert train(other) == 70
+    assert "spec.training.seed: 7 -> 8" in support.finished(other)["message"]
+    forked = make_run(
+        support.spec(seed="8"), "forked", checkpoint=support.checkpoint_of(saved, 4), forked=True
+    )
+    assert train(forked) == 0, support.log_of(forked)
+    assert support.status(forked)["resumed_step"] == 4
+    assert not support.events(forked, "drift")
+    state = support.state_of(saved)
+    state["environment"]["torch"] = "0.0.1"
+    (saved / "state.json").write_bytes(artifact.canonical_json(state))
+    artifact.seal(saved, "checkpoint", {})
+    drifted = make_run(
+        support.spec(), "drifted", checkpoint=support.checkpoint_of(saved, 4), accept_drift=True
+    )
+    assert train(drifted) == 0, support.log_of(drifted)
+    (drift,) = support.events(drifted, "drift")
+    assert drift["items"][0].startswith("torch: 0.0.1 -> ")
+
+
+def test_run_goes_on_without_a_checkpoint_that_cannot_be_written(make_run: MakeRun, start: Start) -> None:
+    run = make_run(support.spec(max_steps="100000", checkpoint_every_steps="3"))
+    trainer = start(run)
+    support.wait_for(lambda: support.checkpoints(run), "checkpoint")
+    kept = support.checkpoints(run)
+    # A file where the folder of the hidden copy must be: what the side process meets is a real error.
+    blocked = [run / "checkpoints" / f".step-{step:08d}.tmp" for step in range(3, 6000, 3)]
+    for path in blocked:
+        if not path.exists():
+            path.write_text("")
+            path.chmod(0)
+    support.wait_for(
+        lambda: any(
+            "no checkpoint could be written" in event["message"] for event in support.events(run, "log")
+        ),
+        "warning",
+    )
+    known = len(support.records(run))
+    support.wait_for(lambda: len(support.records(run)) > known, "another step")
+    assert support.checkpoints(run)[0].name >= kept[0].name
+    for path in blocked:
+        path.unlink(missing_ok=True)
+    announced = len(support.events(run, "checkpoint"))
+    support.wait_for(lambda: len(support.events(run, "checkpoint")) > announced, "checkpoint after all")
+    trainer.kill()
+
+
+def test_pace_holds_training_up_for_no_more_than_its_share() -> None:
+    from tunesmith_trainer.pace import Pace
+
+    now = [0.0]
+    pace = Pace(0.01, clock=lambda: now[0])
+    for seconds in (0.5, *[0.02] * 2000):
+        if pace.due():
+            with pace.spending(
+                measured=seconds < 0.1
+            ):  # the first makes the file, and says nothing of the rest
+                now[0] += seconds
+        now[0] += 0.1
+    assert 0.005 < (pace.total_seconds - 0.5) / now[0] <= 0.0105
+    rare = Pace(0.01, least_seconds=10.0, clock=lambda: now[0])
+    assert not rare.due()
+    now[0] += 10.0
+    assert rare.due()
+    assert Pace(1.0, clock=lambda: now[0]).due()

@@ -93,14 +93,14 @@ def test_every_epoch_visits_every_example_once_in_its_own_order() -> None:
     course = Course(training(micro_batch_size=3, max_steps="0", num_epochs=2.0), 11)
     assert (course.micro_per_epoch, course.steps_per_epoch, course.total_steps) == (4, 2, 4)
     epochs = [
-        [i for step in steps for batch in course.micro_batches(step) for i in batch]
+        [i for step in steps for batch in course.micro_batches(step) for i in batch.items]
         for steps in ((0, 1), (2, 3))
     ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(11))
     assert epochs[0] != epochs[1]
     again = Course(training(micro_batch_size=3, max_steps="0", num_epochs=2.0), 11)
     assert again.micro_batches(3) == course.micro_batches(3)  # reached without the steps before
-    assert again.first_micro(2) == 4
+    assert [micro.index for micro in again.micro_batches(2)] == [4, 5]
 
 
 @pytest.mark.parametrize("scheduler", list(Scheduler))

@@ -1,238 +1,250 @@
-"""Checkpoints: all that a run needs to go on with the same bits, as an artifact of safetensors and JSON."""
+"""Keeping the state of a run: snapshots in memory after commits, checkpoints on the disk beside the run."""
 
 from __future__ import annotations
 
-import json
-import re
+import errno
+import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
+from tunesmith_trainer import writer
+from tunesmith_trainer.identity import Identity
+from tunesmith_trainer.pace import Pace
+from tunesmith_trainer.report import Reporter, log
+from tunesmith_trainer.resume import Found
+from tunesmith_trainer.run import Run, SnapshotMode
+from tunesmith_trainer.side import SideProcess
+from tunesmith_trainer.snapshot import SUFFIX, Slots
+from tunesmith_trainer.state import PARTIAL, Progress, Tensors
 
-from tunesmith_trainer import artifact
-from tunesmith_trainer.artifact import Artifact, DamagedError
-from tunesmith_trainer.failure import FailureClass, TrainerError, resume_mismatch
-from tunesmith_trainer.report import Reporter, log, span
-
-Tensors = dict[str, torch.Tensor]
-_WEIGHTS, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.safetensors", "state.json"
-
-
-@dataclass(slots=True)
-class Progress:
-    """Where a run stands between two steps, and the sums it has not reported yet."""
-
-    step: int = 0
-    micro_step: int = 0
-    samples: int = 0
-    tokens: int = 0
-    loss_sum: float = 0.0
-    loss_weight: int = 0
-    first_loss: float | None = None
-    loss: float | None = None
-    grad_norm: float | None = None
-    eval_loss: float | None = None
-    best_eval_loss: float | None = None
-    evaluated_step: int = 0
+_LEAST_INTERVAL_SECONDS = 10.0
+_RETRY_SECONDS = 30.0
+# The side process may take a tenth of a core: what it takes beside the run is not free either.
+_WRITING_SHARE = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a checkpoint belongs to. Going on with any of it changed would give other bits."""
+class Keeper:
+    """Copies the state into slots, and has the side process make checkpoints of them, one at a time."""
 
-    spec_digest: str
-    base_model_digest: str
-    dataset_digest: str
-    environment: Mapping[str, str]
-
-    @property
-    def properties(self) -> dict[str, str]:
-        """The same as texts, for a manifest."""
-        return {
-            "spec_digest": self.spec_digest,
-            "base_model_digest": self.base_model_digest,
-            "dataset_digest": self.dataset_digest,
-            "fingerprint": artifact.canonical_json(dict(self.environment)).decode(),
-        }
-
-    def check(self, saved: Mapping[str, Any]) -> None:
-        """Raise RESUME_MISMATCH naming the first item that differs."""
-        for name in ("spec_digest", "base_model_digest", "dataset_digest"):
-            if saved.get(name) != getattr(self, name):
-                raise resume_mismatch(name, saved.get(name), getattr(self, name))
-        environment = saved.get("environment") or {}
-        for name in sorted({*environment, *self.environment}):
-            if environment.get(name) != self.environment.get(name):
-                raise resume_mismatch(
-                    f"fingerprint.{name}", environment.get(name), self.environment.get(name)
-                )
-
-
-class TrainedState:
-    """The trained tensors and AdamW's moments, read and written by name."""
-
-    def __init__(self, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-        self._parameters = parameters
-        self._optimizer = optimizer
-
-    def copy(self) -> tuple[Tensors, Tensors]:
-        """Copies on the CPU of the weights and of the optimizer's state; the run may go on at once."""
-        weights = {name: _copy(item.detach()) for name, item in self._parameters.items()}
-        moments: Tensors = {}
-        for name, parameter in self._parameters.items():
-            # A parameter that never got a gradient (an expert never chosen) has no state.
-            for key, value in self._optimizer.state.get(parameter, {}).items():
-                moments[f"{key}.{name}"] = _copy(value)
-        return weights, moments
-
-    def restore(self, weights: Tensors, moments: Tensors) -> None:
-        """Set what `copy` gave. Values go into freshly allocated memory: kernels may round by alignment."""
-        shapes = {name: tuple(item.shape) for name, item in self._parameters.items()}
-        saved = {name: tuple(item.shape) for name, item in weights.items()}
-        for name in sorted({*shapes, *saved}):
-            if shapes.get(name) != saved.get(name):
-                raise resume_mismatch(f"tensor.{name}", saved.get(name), shapes.get(name))
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(weights[name])
-        self._optimizer.state.clear()
-        for full, value in moments.items():
-            key, _, name = full.partition(".")
-            parameter = self._parameters[name]
-            self._optimizer.state[parameter][key] = torch.empty_like(value, device=parameter.device).copy_(
-                value
-            )
-
-
-def _copy(value: torch.Tensor) -> torch.Tensor:
-    return value.to("cpu", copy=True).contiguous()
-
-
-class Checkpoints:
-    """The checkpoints of a run folder. Writing happens beside the run, in one thread at a time."""
-
-    def __init__(self, folder: Path, identity: Identity, keep: int, reporter: Reporter) -> None:
-        self._folder = folder
+    def __init__(self, run: Run, identity: Identity, reporter: Reporter) -> None:
+        training = run.spec.training
         self.identity = identity
-        self._keep = keep
+        self._run = run
+        self._training = training
+        self._folder = run.folder / "checkpoints"
         self._reporter = reporter
+        # Snapshots and checkpoints hold training up, each for half of what is allowed.
+        share = training.max_checkpoint_overhead / (1 if training.max_checkpoint_overhead >= 1 else 2)
+        self._snapshot_pace = Pace(share)
+        self._checkpoint_pace = Pace(share, _LEAST_INTERVAL_SECONDS)
+        self._slots = self._open_slots(run)
+        self._staging = Slots(None, count=1)
+        self._side = SideProcess()
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._pinned: int | None = None
+        self._error: OSError | None = None
+        self._again = False
+        self._durable_time: float | None = None
         self.saved_step = -1
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".*.tmp"):
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for left in self._folder.glob(".*.tmp"):
             shutil.rmtree(left, ignore_errors=True)
 
-    def save(self, state: TrainedState, progress: Progress, epoch: float) -> None:
-        """Begin to write a checkpoint of the present step; the state is copied before this returns."""
-        self.wait()
+    def _open_slots(self, run: Run) -> Slots | None:
+        if run.snapshots is None or self._training.snapshots is SnapshotMode.OFF:
+            return None
+        if not run.snapshots.is_dir():
+            log(self._reporter, "warning", f"no snapshots: {run.snapshots} is not a folder")
+            return None
+        return Slots(run.snapshots / f"{run.epoch}{SUFFIX}")
+
+    @property
+    def seconds(self) -> float:
+        """How long snapshots and checkpoints have held training up."""
+        return self._snapshot_pace.total_seconds + self._checkpoint_pace.total_seconds
+
+    @property
+    def age_seconds(self) -> float | None:
+        """Seconds since the newest checkpoint of this attempt was durable."""
+        return None if self._durable_time is None else time.monotonic() - self._durable_time
+
+    def resumed(self, found: Found | None) -> None:
+        """Take note of where the attempt begins, and tell what differs from there."""
+        drift = list(found.drift) if found is not None else []
+        divisor = self._run.micro_batch_divisor
+        if found is None and divisor > 1:
+            drift.append(f"micro_batch_divisor: none -> {divisor}")
+        if drift:
+            self._reporter.event("drift", items=drift)
+        if found is not None and found.own:
+            self.saved_step = found.progress.step
+
+    def is_best(self, progress: Progress) -> bool:
+        """Whether the evaluation that just ended is among the best that are to be kept."""
+        keep = self._training.keep_best_checkpoints
+        if not keep or progress.evaluated_step != progress.step or progress.eval_loss is None:
+            return False
+        losses = [
+            loss for _, path in writer.own(self._folder) if (loss := writer.eval_loss(path)) is not None
+        ]
+        return len(losses) < keep or progress.eval_loss < sorted(losses)[keep - 1]
+
+    def snapshot_due(self) -> bool:
+        """Whether the state is to be copied into memory now."""
+        return self._slots is not None and self._snapshot_pace.due()
+
+    def checkpoint_due(self) -> bool:
+        """Whether the controller wants a checkpoint now."""
+        self.poll()
+        if self._thread is not None:
+            return False
+        return (self._again or not self._training.checkpoint_every_steps) and self._checkpoint_pace.due()
+
+    def snapshot(self, progress: Progress, tensors: Tensors) -> None:
+        """Copy the state into memory that outlives the process."""
+        slots = self._slots
+        assert slots is not None
+        self.poll()
+        before = slots.area
+        pace = self._snapshot_pace
+        try:
+            with pace.spending(measured=before is not None):
+                slots.write(self._record(progress), tensors, _shape(tensors), progress.position, self._pinned)
+        except OSError as error:
+            self._slots = None
+            log(self._reporter, "warning", f"no snapshots: {error}; a kill costs the work since a checkpoint")
+            return
+        if before is None:
+            self._remove_older()
+
+    def _remove_older(self) -> None:
+        assert self._run.snapshots is not None
+        for path in self._run.snapshots.glob(f"*{SUFFIX}"):
+            if path.name != f"{self._run.epoch}{SUFFIX}":
+                path.unlink(missing_ok=True)
+
+    def save(self, progress: Progress, tensors: Tensors, epoch: float) -> None:
+        """Begin to make a checkpoint of the present state; it is copied before this returns."""
         if self.saved_step == progress.step:
             return
-        weights, moments = state.copy()
-        record = {
+        with self._checkpoint_pace.spending():
+            self.wait()
+            try:
+                slots = self._slots or self._staging
+                at = slots.write(self._record(progress), tensors, _shape(tensors), progress.position)
+            except OSError as error:
+                if self._slots is None:
+                    self._failed(error)
+                    return
+                slots, self._slots = self._staging, None
+                at = slots.write(self._record(progress), tensors, _shape(tensors), progress.position)
+            assert slots.area is not None
+            self._pinned = at if slots is self._slots else None
+            self._again = False
+            self.saved_step = progress.step
+            self._side.start()
+            request = self._request(progress, epoch, slots.area.source, at)
+            memory = slots.area.memory
+            self._thread = threading.Thread(
+                target=self._write, args=(progress.step, request, memory), name="checkpoint"
+            )
+            self._thread.start()
+
+    def _record(self, progress: Progress) -> dict[str, Any]:
+        return {
             "version": 1,
-            "progress": asdict(progress),
-            "spec_digest": self.identity.spec_digest,
-            "base_model_digest": self.identity.base_model_digest,
-            "dataset_digest": self.identity.dataset_digest,
-            "environment": dict(self.identity.environment),
+            "job": self._run.job,
+            "progress": progress.to_json(),
+            **self.identity.record,
         }
+
+    def _request(self, progress: Progress, epoch: float, source: str, at: int) -> dict[str, Any]:
         properties = {"step": str(progress.step), "epoch": f"{epoch:.6g}", **self.identity.properties}
+        if progress.eval_loss is not None and progress.evaluated_step == progress.step:
+            properties["eval_loss"] = repr(progress.eval_loss)
+        return {
+            "source": source,
+            "at": at,
+            "target": str(self._folder / f"step-{progress.step:08d}"),
+            "properties": properties,
+            "keep": self._training.keep_checkpoints,
+            "keep_best": self._training.keep_best_checkpoints,
+        }
 
-        def fill(folder: Path) -> None:
-            save_file(weights, folder / _WEIGHTS)
-            save_file(moments, folder / _OPTIMIZER)
-            (folder / _STATE).write_bytes(artifact.canonical_json(record))
+    def _write(self, step: int, request: dict[str, Any], memory: Any) -> None:
+        """In a thread that only waits: for the side process, or for the disk if there can be none."""
+        try:
+            answer = self._side.ask(request) if request["source"] else None
+            if answer is None:
+                answer = writer.perform(request, memory)
+            if "error" in answer:
+                raise OSError(answer["error"], answer["message"])
+            self._announce(step, answer, Path(request["target"]).name)
+        except OSError as error:
+            self._error = error
+        except Exception as error:  # told where the checkpoint is waited for
+            self._error = OSError(errno.EIO, repr(error))
 
-        self.saved_step = progress.step
-        self._thread = threading.Thread(
-            target=self._write, args=(progress.step, properties, fill), name="checkpoint"
+    def _announce(self, step: int, answer: dict[str, Any], name: str) -> None:
+        self._durable_time = time.monotonic()
+        self._checkpoint_pace.put_off(
+            max((answer["end"] - answer["start"]) / _WRITING_SHARE, self._checkpoint_pace.interval())
         )
-        self._thread.start()
+        self._reporter.event(
+            "span",
+            name="checkpoint",
+            start=answer["start"],
+            end=answer["end"],
+            attributes={"step": step},
+        )
+        self._reporter.event(
+            "checkpoint",
+            path=f"{self._folder.name}/{name}",
+            step=step,
+            digest=answer["digest"],
+            size_bytes=answer["size_bytes"],
+        )
 
-    def wait(self) -> None:
-        """Wait until the last checkpoint is on the disk; raises what went wrong with it."""
+    def poll(self) -> None:
+        """Take note of a checkpoint that has been made, or could not be; costs next to nothing."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def wait(self, *, must: bool = False) -> None:
+        """Wait until the last checkpoint is on the disk.
+
+        One that could not be written is told as a warning and tried again later, for the run is worth more
+        than the checkpoint; if it `must` be there, raises OSError.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self.check()
+        self._pinned = None
+        error, self._error = self._error, None
+        if error is not None:
+            self._failed(error)
+            if must:
+                raise error
 
-    def check(self) -> None:
-        """Raise if the checkpoint being written has failed; costs nothing else."""
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+    def _failed(self, error: OSError) -> None:
+        self.saved_step = -1
+        self._again = True
+        self._checkpoint_pace.put_off(_RETRY_SECONDS)
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        log(self._reporter, "warning", f"no checkpoint could be written ({reason}); the run goes on without")
 
-    def newest(self, given: Path | None, digest: str) -> tuple[Progress, Tensors, Tensors] | None:
-        """The newest undamaged checkpoint of this folder or the given one; None when there is none at all.
+    def close(self) -> None:
+        """Let the last checkpoint finish and end the side process."""
+        if self._thread is not None:
+            self._thread.join()
+        self._side.close()
 
-        Raises RESUME_MISMATCH if it belongs to something else, INFRA if the given one is damaged and the
-        folder has none: starting anew then would silently throw work away.
-        """
-        found = sorted(self._candidates(given), reverse=True)
-        for step, own, path in found:
-            try:
-                artifact.verify(path, "" if own else digest)
-                loaded = self._read(path)
-            except DamagedError as error:
-                log(
-                    self._reporter,
-                    "warning",
-                    f"the checkpoint of step {step} is damaged and skipped: {error}",
-                )
-                continue
-            self.saved_step = step if own else -1
-            return loaded
-        if given is not None:
-            raise TrainerError(
-                FailureClass.INFRA, "CHECKPOINT_DAMAGED", f"{given} is damaged", "fetch the checkpoint again"
-            )
-        return None
 
-    def _candidates(self, given: Path | None) -> Iterator[tuple[int, bool, Path]]:
-        yield from ((step, True, path) for step, path in self._own())
-        if given is not None:
-            try:
-                record = json.loads((given / _STATE).read_bytes())
-                yield int(record["progress"]["step"]), False, given
-            except (OSError, ValueError, KeyError, TypeError):
-                yield -1, False, given  # verification will tell what is wrong with it
-
-    def _own(self) -> list[tuple[int, Path]]:
-        names = ((re.fullmatch(r"step-(\d{8,})", item.name), item) for item in self._folder.iterdir())
-        return [
-            (int(match[1]), item) for match, item in names if match and (item / artifact.MANIFEST).exists()
-        ]
-
-    def _read(self, path: Path) -> tuple[Progress, Tensors, Tensors]:
-        try:
-            record = json.loads((path / _STATE).read_bytes())
-            self.identity.check(record)
-            known = {field.name for field in fields(Progress)}
-            progress = Progress(**{key: value for key, value in record["progress"].items() if key in known})
-            return progress, load_file(path / _WEIGHTS), load_file(path / _OPTIMIZER)
-        except TrainerError:
-            raise
-        except Exception as error:  # hashes hold, so it was written by something else
-            raise DamagedError(f"{path} cannot be read: {error!r}") from error
-
-    def _write(self, step: int, properties: dict[str, str], fill: Callable[[Path], None]) -> None:
-        try:
-            with span(self._reporter, "checkpoint", step=step):
-                made = artifact.write(self._folder / f"step-{step:08d}", "checkpoint", properties, fill)
-            self._announce(made, step)
-            for _, path in sorted(self._own())[: -1 - self._keep]:
-                shutil.rmtree(path, ignore_errors=True)
-        except BaseException as error:  # raised in the main thread by check()
-            self._error = error
-
-    def _announce(self, made: Artifact, step: int) -> None:
-        path = f"{self._folder.name}/{made.path.name}"
-        self._reporter.event(
-            "checkpoint", path=path, step=step, digest=made.digest, size_bytes=made.size_bytes
-        )
+def _shape(tensors: Tensors) -> tuple[Any, ...]:
+    """Equal for equal sets of tensors: only the partial gradients come and go."""
+    prefix = f"{PARTIAL}/"
+    parts = tuple((name, tuple(item.shape)) for name, item in tensors.items() if name.startswith(prefix))
+    return len(tensors), parts

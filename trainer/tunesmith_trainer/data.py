@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from tunesmith_trainer.failure import TrainerError, invalid_input
 from tunesmith_trainer.run import Training
 from tunesmith_trainer.seeds import Domain, permutation
 
+Tokens = npt.NDArray[np.int64]
 MAX_LINE_BYTES = 64 * 1024 * 1024
 
 
@@ -29,33 +30,83 @@ class Row:
     text: str
 
 
+class Item(Protocol):
+    """A row of a micro-batch: one example, or several packed into one."""
+
+    @property
+    def inputs(self) -> Tokens:
+        """What the model reads."""
+        ...
+
+    @property
+    def positions(self) -> Tokens:
+        """Where in `inputs` it is asked for the next token."""
+        ...
+
+    @property
+    def targets(self) -> Tokens:
+        """The tokens wanted there."""
+        ...
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Where in `inputs` each example begins; none sees what is before its own beginning."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """Tokens of one row. The model reads `tokens[:-1]`; at `positions` it is asked for the next token."""
 
-    tokens: npt.NDArray[np.int64]
-    positions: npt.NDArray[np.int64]
+    tokens: Tokens
+    positions: Tokens
 
     @property
     def weight(self) -> int:
         """Label tokens: what the example counts in the loss."""
         return len(self.positions)
 
+    @property
+    def inputs(self) -> Tokens:
+        """What the model reads."""
+        return self.tokens[:-1]
+
+    @property
+    def targets(self) -> Tokens:
+        """The tokens wanted at `positions`."""
+        return self.tokens[self.positions + 1]
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """It begins where it begins."""
+        return (0,)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Several examples in one row, or one whose inputs were altered."""
+
+    inputs: Tokens
+    positions: Tokens
+    targets: Tokens
+    starts: tuple[int, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """A micro-batch.
 
-    input_ids (examples, longest): padded on the right with 0. No attention mask: in a causal model nothing
+    input_ids (rows, longest): padded on the right with 0. No attention mask: in a causal model nothing
     before the padding can see it, and nothing is asked of the padding itself.
     positions (labels,): indices into the flattened input_ids. targets (labels,): the tokens wanted there.
+    position_ids (rows, longest): count from 0 in each example of a packed row; None when no row is packed.
     """
 
     input_ids: torch.Tensor
     positions: torch.Tensor
     targets: torch.Tensor
     weight: int
-    num_tokens: int
+    position_ids: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
@@ -64,7 +115,8 @@ class Batch:
         ids, at, wanted = (
             tensor.to(device, non_blocking=True) for tensor in (self.input_ids, self.positions, self.targets)
         )
-        return Batch(ids, at, wanted, self.weight, self.num_tokens)
+        places = None if self.position_ids is None else self.position_ids.to(device, non_blocking=True)
+        return Batch(ids, at, wanted, self.weight, places)
 
 
 def rows(folder: Path) -> Iterator[Row]:
@@ -135,15 +187,26 @@ def split(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list
     return [examples[i] for i in sorted(order[count:])], [examples[i] for i in sorted(order[:count])]
 
 
+@dataclass(frozen=True, slots=True)
+class Micro:
+    """A micro-batch to come: its number over all epochs, the shard it belongs to, and its items."""
+
+    index: int
+    shard: int
+    items: list[int]
+
+
 @dataclass(slots=True)
 class Course:
-    """Which examples make which step: a pure function of (seed, step), so a resume jumps in at any step.
+    """Which items make which step: a pure function of (seed, step), so a resume jumps in at any step.
 
-    A step never reaches over the end of an epoch: the last step of an epoch may be smaller.
+    An item is an example, or several packed into one row. A step never reaches over the end of an epoch:
+    the last step of an epoch may be smaller. Its micro-batches are dealt to the logical shards in turn.
     """
 
     training: Training
-    num_examples: int
+    num_items: int
+    micro_per_step: int = field(init=False)
     micro_per_epoch: int = field(init=False)
     steps_per_epoch: int = field(init=False)
     total_steps: int = field(init=False)
@@ -152,25 +215,25 @@ class Course:
 
     def __post_init__(self) -> None:
         training = self.training
-        self.micro_per_epoch = math.ceil(self.num_examples / training.micro_batch_size)
-        self.steps_per_epoch = math.ceil(self.micro_per_epoch / training.gradient_accumulation_steps)
+        self.micro_per_step = training.gradient_accumulation_steps * training.logical_shards
+        self.micro_per_epoch = math.ceil(self.num_items / training.micro_batch_size)
+        self.steps_per_epoch = math.ceil(self.micro_per_epoch / self.micro_per_step)
         self.total_steps = training.max_steps or math.ceil(training.num_epochs * self.steps_per_epoch)
 
-    def first_micro(self, step: int) -> int:
-        """Global index of the first micro-batch of a step, counted over all epochs."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        return epoch * self.micro_per_epoch + within * self.training.gradient_accumulation_steps
-
-    def micro_batches(self, step: int) -> list[list[int]]:
-        """Indices of the examples of each micro-batch of a step."""
+    def micro_batches(self, step: int) -> list[Micro]:
+        """The micro-batches of a step, in the order of their numbers."""
         epoch, within = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._order = permutation(self.training.seed, Domain.ORDER, epoch, self.num_examples)
+            self._order = permutation(self.training.seed, Domain.ORDER, epoch, self.num_items)
             self._epoch = epoch
-        size, accumulation = self.training.micro_batch_size, self.training.gradient_accumulation_steps
-        first = within * accumulation
-        last = min(first + accumulation, self.micro_per_epoch)
-        return [self._order[micro * size : (micro + 1) * size] for micro in range(first, last)]
+        size, shards = self.training.micro_batch_size, self.training.logical_shards
+        first = within * self.micro_per_step
+        last = min(first + self.micro_per_step, self.micro_per_epoch)
+        base = epoch * self.micro_per_epoch
+        return [
+            Micro(base + at, (at - first) % shards, self._order[at * size : (at + 1) * size])
+            for at in range(first, last)
+        ]
 
     def epoch_at(self, step: int) -> float:
         """Passes over the data after `step` steps."""

@@ -14,14 +14,14 @@ import transformers
 from torch.utils import deterministic
 
 from tunesmith_trainer.failure import FailureClass, TrainerError
+from tunesmith_trainer.run import GradientSync, Run
 
 # Raised whenever a change of the trainer can change the numbers of a run, so that no resume mixes the two.
 NUMERICS = "1"
 
 
-def pin(num_threads: int) -> int:
-    """Make torch deterministic and fix its threads (0: all that this process may use); gives their number."""
-    threads = num_threads or len(os.sched_getaffinity(0))
+def pin(threads: int) -> None:
+    """Make torch deterministic and fix its threads."""
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     # Deterministic mode also fills every new tensor with NaN, which only hides errors and costs a pass.
@@ -29,11 +29,10 @@ def pin(num_threads: int) -> int:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
-    return threads
 
 
-def choose_device(gpus: tuple[str, ...]) -> torch.device:
-    """The GPU the agent reserved, else the CPU. A missing GPU is a fault of the node, not of the job."""
+def choose_device(gpus: tuple[str, ...], rank: int = 0) -> torch.device:
+    """The GPU reserved for this rank, else the CPU. A missing GPU is a fault of the node, not of the job."""
     if not gpus:
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -43,13 +42,26 @@ def choose_device(gpus: tuple[str, ...]) -> torch.device:
             f"GPUs {', '.join(gpus)} are reserved, but torch {torch.__version__} sees none",
             "check the driver, and that a torch with CUDA is installed on the node",
         )
-    return torch.device("cuda", 0)
+    return torch.device("cuda", rank % torch.cuda.device_count())
 
 
-def fingerprint(device: torch.device, threads: int) -> dict[str, str]:
+def threads_of(num_threads: int, world_size: int) -> int:
+    """Threads of each rank: as given, or the processors this process may use, divided among the ranks."""
+    return num_threads or max(1, len(os.sched_getaffinity(0)) // world_size)
+
+
+def fingerprint(device: torch.device, threads: int, run: Run) -> dict[str, str]:
     """All that must be equal for a resumed run to give the same bits."""
     cuda = device.type == "cuda"
-    return {
+    training = run.spec.training
+    more = {}
+    if training.logical_shards > 1:
+        more["logical_shards"] = str(training.logical_shards)
+    if training.gradient_sync is GradientSync.FAST and run.world_size > 1:
+        more["world_size"] = str(run.world_size)
+    if run.micro_batch_divisor > 1:
+        more["micro_batch_divisor"] = str(run.micro_batch_divisor)
+    return more | {
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "isa": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {_cpu_vendor()}",
         "numerics": NUMERICS,

@@ -9,15 +9,15 @@ from peft import PeftModel
 
 from tunesmith_trainer import artifact
 from tunesmith_trainer.artifact import Artifact
-from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.session import Session
+from tunesmith_trainer.state import Progress
 
 
 def export(session: Session, progress: Progress) -> Artifact:
     """Write `output/`. Equal runs give equal bytes, so the same digest on every node."""
     spec = session.run.spec
     properties = {
-        **session.checkpoints.identity.properties,
+        **session.identity.properties,
         "adapter": "full" if spec.lora is None else "lora",
         "base_model": spec.base_model,
         "epoch": f"{session.course.epoch_at(progress.step):.6g}",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 
 
 class FailureClass(StrEnum):
@@ -42,12 +44,13 @@ def invalid_input(reason: str, message: str, remedy: str) -> TrainerError:
     return TrainerError(FailureClass.INVALID_INPUT, reason, message, remedy)
 
 
-def resume_mismatch(item: str, saved: object, now: object) -> TrainerError:
+def resume_mismatch(item: str, saved: object, now: object, detail: str = "") -> TrainerError:
     """The checkpoint was made under another `item`, so going on from it would not give the same bits."""
+    more = f" ({detail})" if detail else ""
     return TrainerError(
         FailureClass.RESUME_MISMATCH,
         f"{item.upper().replace('.', '_')}_DIFFERS",
-        f"the checkpoint was made with {item} {saved!s}, but this attempt has {now!s}",
+        f"the checkpoint was made with {item} {saved!s}, but this attempt has {now!s}{more}"[:2000],
         f"run the attempt where {item} is the same, or start the job anew without the checkpoint",
     )
 
@@ -58,6 +61,35 @@ _OOM_REMEDY = (
     "lower training.micro_batch_size (and raise gradient_accumulation_steps by the same factor) "
     "or training.max_length, or use LoRA and PRECISION_BFLOAT16"
 )
+
+
+def memory_advice(micro_batch_size: int, accumulation: int, max_length: int, *, lora: bool) -> str:
+    """Which setting to change when memory ran out, and to what."""
+    if micro_batch_size > 1:
+        half = -(-micro_batch_size // 2)
+        return (
+            f"set training.micro_batch_size to {half} (it is {micro_batch_size}) and "
+            f"training.gradient_accumulation_steps to {-(-micro_batch_size * accumulation // half)} "
+            f"(it is {accumulation}); retry.oom_policy OOM_POLICY_HALVE_MICRO_BATCH does it by itself"
+        )
+    other = "use adapter.lora" if not lora else "set training.precision to PRECISION_BFLOAT16"
+    return f"set training.max_length to {max(2, max_length // 2)} (it is {max_length}), or {other}"
+
+
+def of_peers(folder: Path) -> Failure | None:
+    """The failure another rank told of, which is why it left; None when it left without a word."""
+    for path in sorted(folder.glob("status-*.json")):
+        try:
+            told = json.loads(path.read_bytes())["finished"]
+            failure = Failure(
+                FailureClass(told["failure_class"]), told["reason"], told["message"], told["remedy"]
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if failure.reason != "PEER_LOST":
+            rank = path.stem.removeprefix("status-")
+            return replace(failure, message=f"rank {rank}: {failure.message}")
+    return None
 
 
 def classify(error: BaseException) -> Failure:

@@ -177,10 +177,17 @@ class Scorer:
         self._positions: torch.Tensor | None = None
         model.causal.get_output_embeddings().register_forward_pre_hook(self._select)
 
-    def logits(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """input_ids (examples, tokens), positions (labels,) into it flat: logits (labels, vocabulary)."""
+    def logits(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, position_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """input_ids (rows, tokens), positions (labels,) into it flat: logits (labels, vocabulary).
+
+        With position_ids (rows, tokens) that begin anew within a row, no example sees the one before it.
+        """
         self._positions = positions
-        output = self._causal(input_ids=input_ids, use_cache=False)
+        # Transformers makes the mask block-diagonal where position_ids fall back; without them it needs none.
+        places = {} if position_ids is None else {"position_ids": position_ids}
+        output = self._causal(input_ids=input_ids, use_cache=False, **places)
         logits: torch.Tensor = output.logits.flatten(0, 1)
         # A model that does not call its head as a module gave all positions.
         return logits if self._positions is None else logits.index_select(0, self._take())

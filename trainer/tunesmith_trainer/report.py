@@ -26,6 +26,14 @@ _STATUS_FIELDS = (
     "eval_loss",
     "tokens_per_second",
     "eta_seconds",
+    "resumed_step",
+    "resumed_from",
+    "seconds_per_step",
+    "checkpoint_seconds",
+    "training_seconds",
+    "skipped_steps",
+    "stopped_early",
+    "checkpoint_age_seconds",
 )
 _MAGIC = b"TSMETR01"
 _KEY, _STEP = 1, 2
@@ -178,12 +186,23 @@ def span(reporter: Reporter, name: str, **attributes: Any) -> Iterator[dict[str,
     reporter.event("span", name=name, start=start, end=time.time(), attributes=attributes)
 
 
-class StatusFile:
-    """status.json, replaced atomically. Not synced while training: it is worth nothing after a power loss."""
+class Silent:
+    """The reporter of a rank that does not write: rank 0 says it all."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "status.json"
-        self._hidden = folder / ".status.json.tmp"
+    def event(self, kind: str, **fields: Any) -> None:
+        """Say nothing."""
+
+
+class StatusFile:
+    """status.json, or status-N.json of rank N, replaced atomically.
+
+    Not synced while training: it is worth nothing after a power loss.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        name = f"status-{rank}.json" if rank else "status.json"
+        self._path = folder / name
+        self._hidden = folder / f".{name}.tmp"
         self.due = 0.0
         self._last: dict[str, Any] = {}
 

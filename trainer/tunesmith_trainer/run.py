@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from tunesmith_trainer.failure import TrainerError, invalid_input
-
-E = TypeVar("E", bound=StrEnum)
+from tunesmith_trainer.failure import invalid_input
+from tunesmith_trainer.fields import Fields
 
 
 class Scheduler(StrEnum):
@@ -28,6 +26,28 @@ class Precision(StrEnum):
 
     FLOAT32 = "PRECISION_FLOAT32"
     BFLOAT16 = "PRECISION_BFLOAT16"
+
+
+class GradientSync(StrEnum):
+    """How the gradients of several ranks are summed."""
+
+    EXACT = "GRADIENT_SYNC_EXACT"
+    FAST = "GRADIENT_SYNC_FAST"
+
+
+class NanPolicy(StrEnum):
+    """What a loss or gradient that is not finite is answered with."""
+
+    STOP = "NAN_POLICY_STOP"
+    SKIP = "NAN_POLICY_SKIP"
+
+
+class SnapshotMode(StrEnum):
+    """How often the state is copied into memory that outlives the process."""
+
+    STEP = "SNAPSHOT_MODE_STEP"
+    MICRO_STEP = "SNAPSHOT_MODE_MICRO_STEP"
+    OFF = "SNAPSHOT_MODE_OFF"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +82,25 @@ class Training:
     eval_fraction: float
     log_every_steps: int
     num_threads: int
+    logical_shards: int
+    gradient_sync: GradientSync
+    packing: bool
+    neftune_noise_alpha: float
+    word_dropout: float
+    early_stopping_patience: int
+    early_stopping_min_delta: float
+    nan_policy: NanPolicy
+    max_skipped_steps: int
+    snapshots: SnapshotMode
+    keep_best_checkpoints: int
+    max_checkpoint_overhead: float
+
+    def divided(self, divisor: int) -> Training:
+        """The same steps in micro-batches of at most a `divisor`-th of the size, and as many more of them."""
+        examples = self.micro_batch_size * self.gradient_accumulation_steps
+        wanted = max(1, self.micro_batch_size // divisor)
+        size = next(size for size in range(wanted, 0, -1) if examples % size == 0)
+        return replace(self, micro_batch_size=size, gradient_accumulation_steps=examples // size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +128,25 @@ class Run:
 
     folder: Path
     job: str
+    epoch: int
+    rank: int
+    world_size: int
     spec: Spec
+    raw_spec: Mapping[str, Any]
     spec_digest: str
     base_model: Source
     dataset: Source
     checkpoint: Source | None
     answered: frozenset[str]
     gpus: tuple[str, ...]
+    snapshots: Path | None
+    forked: bool
+    accept_drift: bool
+    micro_batch_divisor: int
 
 
-def load(folder: Path) -> Run:
-    """Read run.json of a run folder."""
+def load(folder: Path, rank: int = 0) -> Run:
+    """Read run.json of a run folder, for one rank of its group."""
     path = folder / "run.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -110,20 +157,30 @@ def load(folder: Path) -> Run:
     fields = Fields(raw, "run.json")
     if (version := fields.integer("version")) != 1:
         raise fields.error("version", version, "this trainer understands version 1; use a matching agent")
-    if fields.integer("world_size", default=1) != 1:
-        raise fields.error("world_size", raw["world_size"], "this trainer serves one process a job")
     checkpoint = raw.get("checkpoint")
     samples = raw.get("samples") or []
+    world_size = max(1, fields.integer("world_size", default=1))
+    if rank >= world_size:
+        raise fields.error("world_size", world_size, f"rank {rank} was started; give at least {rank + 1}")
+    divisor = max(1, fields.integer("micro_batch_divisor", default=1))
     return Run(
         folder=folder,
         job=fields.text("job"),
-        spec=_spec(fields.part("spec")),
+        epoch=fields.integer("epoch", default=1),
+        rank=rank,
+        world_size=world_size,
+        spec=_spec(fields.part("spec"), world_size, divisor),
+        raw_spec=raw.get("spec") or {},
         spec_digest=fields.text("spec_digest"),
         base_model=_source(fields.part("base_model")),
         dataset=_source(fields.part("dataset")),
         checkpoint=_source(fields.part("checkpoint")) if checkpoint else None,
         answered=frozenset(str(item["prompt"]) for item in samples if item.get("before") is not None),
         gpus=tuple(str(gpu) for gpu in raw.get("gpus") or ()),
+        snapshots=Path(fields.text("snapshots")) if raw.get("snapshots") else None,
+        forked=fields.flag("forked"),
+        accept_drift=fields.flag("accept_drift"),
+        micro_batch_divisor=divisor,
     )
 
 
@@ -131,7 +188,7 @@ def _source(fields: Fields) -> Source:
     return Source(Path(fields.text("path", required=True)), fields.text("digest"))
 
 
-def _spec(fields: Fields) -> Spec:
+def _spec(fields: Fields, world_size: int, divisor: int) -> Spec:
     adapter = fields.part("adapter")
     lora = None if adapter.has("full") else _lora(adapter.part("lora"))
     method = fields.text("method")
@@ -139,7 +196,7 @@ def _spec(fields: Fields) -> Spec:
         base_model=fields.text("base_model", required=True),
         method="METHOD_SFT" if method in ("", "METHOD_UNSPECIFIED") else method,
         lora=lora,
-        training=_training(fields.part("training"), lora is not None),
+        training=_training(fields.part("training"), lora is not None, world_size).divided(divisor),
         sample_prompts=fields.texts("sample_prompts"),
     )
 
@@ -154,7 +211,7 @@ def _lora(fields: Fields) -> Lora:
     )
 
 
-def _training(fields: Fields, with_lora: bool) -> Training:
+def _training(fields: Fields, with_lora: bool, world_size: int = 1) -> Training:
     training = Training(
         num_epochs=fields.number("num_epochs", default=1),
         max_steps=fields.integer("max_steps"),
@@ -174,81 +231,28 @@ def _training(fields: Fields, with_lora: bool) -> Training:
         eval_fraction=fields.number("eval_fraction", below=1),
         log_every_steps=fields.integer("log_every_steps", default=1, least=1),
         num_threads=fields.integer("num_threads"),
+        logical_shards=fields.integer("logical_shards") or world_size,
+        gradient_sync=fields.choice("gradient_sync", GradientSync),
+        packing=fields.flag("packing"),
+        neftune_noise_alpha=fields.number("neftune_noise_alpha"),
+        word_dropout=fields.number("word_dropout", below=1),
+        early_stopping_patience=fields.integer("early_stopping_patience"),
+        early_stopping_min_delta=fields.number("early_stopping_min_delta"),
+        nan_policy=fields.choice("nan_policy", NanPolicy),
+        max_skipped_steps=fields.integer("max_skipped_steps") or 10,
+        snapshots=fields.choice("snapshots", SnapshotMode),
+        keep_best_checkpoints=fields.integer("keep_best_checkpoints"),
+        max_checkpoint_overhead=fields.number("max_checkpoint_overhead", default=0.01) or 0.01,
     )
     if training.max_steps == 0 and training.num_epochs == 0:
         raise fields.error("num_epochs", 0, "set num_epochs or max_steps above 0")
     if training.eval_every_steps and not training.eval_fraction:
         raise fields.error("eval_fraction", 0, "hold out a part of the data, or set eval_every_steps to 0")
+    for name in ("early_stopping_patience", "keep_best_checkpoints"):
+        if getattr(training, name) and not training.eval_every_steps:
+            raise fields.error(name, getattr(training, name), "set eval_every_steps, or this to 0")
+    if training.logical_shards % world_size:
+        raise fields.error(
+            "logical_shards", training.logical_shards, f"give a multiple of the {world_size} processes"
+        )
     return training
-
-
-class Fields:
-    """A JSON object read field by field. proto3 JSON has 64-bit integers as strings; both are read."""
-
-    def __init__(self, value: object, path: str) -> None:
-        self._path = path
-        if not isinstance(value, Mapping):
-            raise invalid_input(
-                "RUN_FOLDER_INVALID", f"{path} is {value!r}, not a JSON object", "write it as an object"
-            )
-        self._value: Mapping[str, Any] = value
-
-    def error(self, name: str, value: object, remedy: str) -> TrainerError:
-        """The error that names a field and its value."""
-        return invalid_input("FIELD_INVALID", f"{self._path}.{name} is {value!r}", remedy)
-
-    def has(self, name: str) -> bool:
-        """Whether the field is there."""
-        return name in self._value
-
-    def part(self, name: str) -> Fields:
-        """A field that is an object; absent or null gives an empty one."""
-        return Fields(self._value.get(name) or {}, f"{self._path}.{name}")
-
-    def text(self, name: str, *, required: bool = False) -> str:
-        """A text; absent gives an empty one."""
-        value = self._value.get(name, "")
-        if not isinstance(value, str) or (required and not value):
-            raise self.error(name, value, "give a text that is not empty")
-        return value
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        """A list of texts; absent or null gives none."""
-        value = self._value.get(name) or []
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise self.error(name, value, "give a list of texts")
-        return tuple(value)
-
-    def integer(self, name: str, *, default: int = 0, least: int = 0) -> int:
-        """A whole number of at least `least`."""
-        value = self._value.get(name, default)
-        try:
-            number = int(value)
-            if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-                raise ValueError
-        except (TypeError, ValueError, OverflowError) as error:
-            raise self.error(name, value, "give a whole number") from error
-        if number < least:
-            raise self.error(name, value, f"give at least {least}")
-        return number
-
-    def number(self, name: str, *, default: float = 0.0, below: float = math.inf) -> float:
-        """A number from 0 to below `below`."""
-        value = self._value.get(name, default)
-        try:
-            number = float(value)
-        except (TypeError, ValueError) as error:
-            raise self.error(name, value, "give a number") from error
-        if not 0 <= number < below:
-            raise self.error(name, value, f"give a number from 0 to below {below}")
-        return number
-
-    def choice(self, name: str, kind: type[E]) -> E:
-        """An enum by its proto name; absent or UNSPECIFIED gives the first member, the proto's default."""
-        value = self._value.get(name) or ""
-        if value == "" or str(value).endswith("_UNSPECIFIED"):
-            return next(iter(kind))
-        try:
-            return kind(value)
-        except ValueError as error:
-            raise self.error(name, value, f"use one of {', '.join(kind)}") from error

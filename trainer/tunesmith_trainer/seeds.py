@@ -16,6 +16,8 @@ class Domain(StrEnum):
     FORWARD = "forward"
     ORDER = "order"
     SPLIT = "split"
+    WORD_DROPOUT = "word_dropout"
+    NEFTUNE = "neftune"
 
 
 def derive(seed: int, domain: Domain, index: int) -> int:
@@ -34,6 +36,10 @@ def seed_torch(seed: int, domain: Domain, index: int) -> None:
 
 def permutation(seed: int, domain: Domain, index: int, size: int) -> list[int]:
     """A random order of `range(size)`."""
-    generator = np.random.Generator(np.random.PCG64(derive(seed, domain, index)))
-    order: list[int] = generator.permutation(size).tolist()
+    order: list[int] = generator(seed, domain, index).permutation(size).tolist()
     return order
+
+
+def generator(seed: int, domain: Domain, index: int) -> np.random.Generator:
+    """A generator of its own for one draw."""
+    return np.random.Generator(np.random.PCG64(derive(seed, domain, index)))

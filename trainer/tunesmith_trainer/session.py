@@ -3,45 +3,58 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from tunesmith_trainer import artifact, environment, model
 from tunesmith_trainer.artifact import DamagedError
-from tunesmith_trainer.checkpoint import Checkpoints, Identity, TrainedState
+from tunesmith_trainer.checkpoint import Keeper
 from tunesmith_trainer.data import Course, Example, rows, split
 from tunesmith_trainer.failure import FailureClass, TrainerError
+from tunesmith_trainer.feed import Feed
+from tunesmith_trainer.group import Group, join
+from tunesmith_trainer.identity import Identity
 from tunesmith_trainer.model import Model, Scorer
 from tunesmith_trainer.recipe import Recipe, recipe_of
-from tunesmith_trainer.report import EventSpool, MetricSpool, log, span
+from tunesmith_trainer.report import MetricSpool, Reporter, log, span
 from tunesmith_trainer.run import Run, Source, Training
+from tunesmith_trainer.state import TrainedState
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """The parts of one attempt."""
+    """The parts of one attempt; `metrics` is None for all ranks but the first."""
 
     run: Run
-    events: EventSpool
-    metrics: MetricSpool
+    group: Group
+    events: Reporter
+    metrics: MetricSpool | None
     model: Model
     scorer: Scorer
     recipe: Recipe
-    examples: list[Example]
+    feed: Feed
     held_out: list[Example]
-    course: Course
     parameters: list[torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     state: TrainedState
-    checkpoints: Checkpoints
+    identity: Identity
+    keeper: Keeper | None
+
+    @property
+    def course(self) -> Course:
+        """Which items make which step."""
+        return self.feed.course
 
 
-def open_session(run: Run, events: EventSpool) -> Session:
-    """Check the inputs, load the model and tokenise the data."""
+def open_session(run: Run, events: Reporter) -> Session:
+    """Meet the other ranks, check the inputs, load the model and tokenise the data."""
+    run = _as_before(run)
     training = run.spec.training
-    device = environment.choose_device(run.gpus)
-    threads = environment.pin(training.num_threads or _earlier_threads(run))
+    device = environment.choose_device(run.gpus, run.rank)
+    threads = environment.threads_of(training.num_threads, run.world_size)
+    environment.pin(threads)
+    group = join(run.folder / "rendezvous", run.rank, run.world_size, device)
     recipe = recipe_of(run.spec.method)
     with span(events, "load_model") as attributes:
         model.check_folder(run.base_model.path)
@@ -57,39 +70,50 @@ def open_session(run: Run, events: EventSpool) -> Session:
         run.spec_digest,
         run.base_model.digest,
         run.dataset.digest,
-        environment.fingerprint(device, threads),
+        environment.fingerprint(device, threads, run),
+        run.raw_spec,
     )
-    course = Course(training, len(train))
-    _tell(events, run, loaded, parameters, course, len(held_out))
+    feed = Feed(train, recipe, loaded, training)
+    _tell(events, run, loaded, parameters, feed.course, (len(train), len(held_out)))
     return Session(
         run=run,
+        group=group,
         events=events,
-        metrics=MetricSpool(run.folder / "spool"),
+        metrics=MetricSpool(run.folder / "spool") if group.leads else None,
         model=loaded,
         scorer=Scorer(loaded),
         recipe=recipe,
-        examples=train,
+        feed=feed,
         held_out=held_out,
-        course=course,
         parameters=list(parameters.values()),
         optimizer=optimizer,
         state=TrainedState(parameters, optimizer),
-        checkpoints=Checkpoints(run.folder / "checkpoints", identity, training.keep_checkpoints, events),
+        identity=identity,
+        keeper=Keeper(run, identity, events) if group.leads else None,
     )
 
 
-def _earlier_threads(run: Run) -> int:
-    """Threads of the attempt whose checkpoint is continued; 0 when there is none.
+def _as_before(run: Run) -> Run:
+    """Threads and shards of the attempt whose checkpoint is continued, where the spec leaves them open.
 
-    A job that leaves the number open keeps its first node's, and so may go on where there are other cores.
+    A job that leaves them open keeps those of its first node, and so may go on with other cores or ranks.
     """
     if run.checkpoint is None:
-        return 0
+        return run
     try:
         properties = json.loads((run.checkpoint.path / "manifest.json").read_bytes())["properties"]
-        return int(json.loads(properties["fingerprint"])["threads"])
+        before = json.loads(properties["fingerprint"])
+        threads, shards = int(before["threads"]), int(before.get("logical_shards", 1))
     except (OSError, ValueError, KeyError, TypeError):
-        return 0  # a damaged checkpoint is dealt with where it is loaded
+        return run  # a damaged checkpoint is dealt with where it is loaded
+    training = run.spec.training
+    given = int((run.raw_spec.get("training") or {}).get("logical_shards") or 0)
+    training = replace(
+        training,
+        num_threads=training.num_threads or threads,
+        logical_shards=shards if not given and shards % run.world_size == 0 else training.logical_shards,
+    )
+    return replace(run, spec=replace(run.spec, training=training))
 
 
 def _verify(source: Source, what: str) -> None:
@@ -120,18 +144,19 @@ def _optimizer(parameters: dict[str, torch.nn.Parameter], training: Training) ->
 
 
 def _tell(
-    events: EventSpool,
+    events: Reporter,
     run: Run,
     loaded: Model,
     parameters: dict[str, torch.nn.Parameter],
     course: Course,
-    num_held_out: int,
+    sizes: tuple[int, int],
 ) -> None:
     trained = sum(item.numel() for item in parameters.values())
     total = sum(item.numel() for item in loaded.module.parameters())
+    packed = f" packed into {course.num_items:,} rows" if run.spec.training.packing else ""
     log(
         events,
         "info",
-        f"{trained:,} of {total:,} parameters are trained on {course.num_examples:,} examples "
-        f"({num_held_out:,} held out) in {course.total_steps:,} steps on {loaded.device}",
+        f"{trained:,} of {total:,} parameters are trained on {sizes[0]:,} examples{packed} "
+        f"({sizes[1]:,} held out) in {course.total_steps:,} steps on {loaded.device}",
     )

@@ -1,25 +1,29 @@
 """Entry of the trainer process: one attempt in one run folder.
 
-`python -m tunesmith_trainer.worker RUN_FOLDER`, or `--standby` to import everything first and wait for the
-folder on standard input: the imports take 5 s, most of the start of a small job.
+`python -m tunesmith_trainer.worker RUN_FOLDER [--rank N]`, or `--standby` to import everything first and wait
+for rank and folder on standard input: the imports take 5 s, most of the start of a small job.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import os
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tunesmith_trainer.control import Control
-    from tunesmith_trainer.report import EventSpool, StatusFile
+    from tunesmith_trainer.failure import Failure
+    from tunesmith_trainer.report import Reporter, StatusFile
+    from tunesmith_trainer.run import Run
 
 # Read when transformers, huggingface_hub and CUDA are first imported or started; a trainer never downloads.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -35,8 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one attempt; gives the exit code."""
     parser = argparse.ArgumentParser(prog="tunesmith_trainer.worker", description=__doc__)
     parser.add_argument("run_folder", nargs="?", type=Path, help="the run folder (docs/run-folder.md)")
+    parser.add_argument("--rank", type=int, default=0, help="this process's rank in its group")
     parser.add_argument(
-        "--standby", action="store_true", help="import first, then read the folder from stdin"
+        "--standby", action="store_true", help="import first, then read rank and folder from stdin"
     )
     options = parser.parse_args(arguments)
     if options.standby == (options.run_folder is not None):
@@ -45,25 +50,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A process group leader cannot start a session; then whoever started it chose its group.
         with contextlib.suppress(PermissionError):
             os.setsid()
-    folder = _await_folder() if options.standby else options.run_folder
-    if folder is None:
+    # Written to descriptor 2, which is the log by then; from C, whatever the interpreter is busy with.
+    faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
+    assigned = _await_folder() if options.standby else (options.rank, options.run_folder)
+    if assigned is None:
         return COMPLETED
+    rank, folder = assigned
     folder = folder.resolve()
     if not folder.is_dir():
         sys.stderr.write(f"{folder} is not a folder; give the path of a run folder\n")
         return BAD_INPUT
-    _redirect(folder / "logs" / "rank-0.log")
-    return _attempt(folder)
+    _redirect(folder / "logs" / f"rank-{rank}.log")
+    return _attempt(folder, rank)
 
 
-def _await_folder() -> Path | None:
+def _await_folder() -> tuple[int, Path] | None:
     from tunesmith_trainer import standby
 
     standby.warm_up()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     line = sys.stdin.readline().strip()
-    return Path(line) if line else None
+    # `RANK PATH`; a path alone is rank 0's.
+    rank, separator, path = line.partition(" ")
+    if separator and rank.isdecimal():
+        return int(rank), Path(path)
+    return (0, Path(line)) if line else None
 
 
 def _redirect(path: Path) -> None:
@@ -77,54 +89,79 @@ def _redirect(path: Path) -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
-def _attempt(folder: Path) -> int:
+def _attempt(folder: Path, rank: int) -> int:
+    from tunesmith_trainer import run
     from tunesmith_trainer.control import Control
-    from tunesmith_trainer.failure import FailureClass, classify
-    from tunesmith_trainer.report import EventSpool, StatusFile, log
+    from tunesmith_trainer.failure import FailureClass, of_peers
+    from tunesmith_trainer.report import EventSpool, Silent, StatusFile, log
 
     # Libraries tell their own developers what they will change; the log is for the one who trains.
     warnings.simplefilter("ignore", FutureWarning)
     control = Control(folder)
     control.listen()
-    status = StatusFile(folder)
+    status = StatusFile(folder, rank)
     status.write({"phase": "INIT", "step": 0, "total_steps": 0})
-    events = None
+    events: Reporter = Silent()
+    wanted = None
     try:
-        events = EventSpool(folder / "spool")
-        return _train(folder, events, control, status)
+        if rank == 0:
+            events = EventSpool(folder / "spool")
+        wanted = run.load(folder, rank)
+        return _train(wanted, events, control, status)
     except BaseException as error:
         traceback.print_exc()
-        failure = classify(error)
+        failure = _classified(error, wanted)
+        if rank == 0 and failure.reason == "PEER_LOST":
+            failure = of_peers(folder) or failure
         finished = {"result": "failed", **asdict(failure)}
         # On a full disk these may fail as well; then the missing record says that the trainer crashed.
         with contextlib.suppress(OSError):
-            if events is not None:
-                log(events, "error", f"{failure.reason}: {failure.message}")
+            log(events, "error", f"{failure.reason}: {failure.message}")
         with contextlib.suppress(OSError):
             status.finish({}, finished)
         return BAD_INPUT if failure.failure_class is FailureClass.INVALID_INPUT else FAILED
 
 
-def _train(folder: Path, events: EventSpool, control: Control, status: StatusFile) -> int:
-    from tunesmith_trainer import run
+def _classified(error: BaseException, wanted: Run | None) -> Failure:
+    from tunesmith_trainer.failure import FailureClass, classify, memory_advice
+
+    failure = classify(error)
+    if failure.failure_class is FailureClass.OOM and wanted is not None:
+        training = wanted.spec.training
+        advice = memory_advice(
+            training.micro_batch_size,
+            training.gradient_accumulation_steps,
+            training.max_length,
+            lora=wanted.spec.lora is not None,
+        )
+        return replace(failure, remedy=advice)
+    return failure
+
+
+def _train(wanted: Run, events: Reporter, control: Control, status: StatusFile) -> int:
     from tunesmith_trainer.control import StopWanted
     from tunesmith_trainer.loop import Loop
     from tunesmith_trainer.session import open_session
 
-    loop = Loop(open_session(run.load(folder), events), control, status)
+    loop = Loop(open_session(wanted, events), control, status)
+    keeper = loop.session.keeper
     try:
         loop.run()
+        result, code = "completed", COMPLETED
     except StopWanted:
         loop.stop()
-        loop.tell({"result": "checkpointed", **_NO_FAILURE})
-        return CHECKPOINTED
+        result, code = "checkpointed", CHECKPOINTED
     except BaseException:
         with contextlib.suppress(Exception):  # what failed first is what is told
-            loop.session.checkpoints.wait()
+            if keeper is not None:
+                keeper.close()
             loop.tell()
         raise
-    loop.tell({"result": "completed", **_NO_FAILURE})
-    return COMPLETED
+    if keeper is not None:
+        keeper.close()
+    loop.tell({"result": result, **_NO_FAILURE})
+    loop.session.group.close()
+    return code
 
 
 if __name__ == "__main__":

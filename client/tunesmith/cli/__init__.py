@@ -25,12 +25,30 @@ COMMANDS = {
     "show": _Entry("Jobs", "tunesmith.cli.jobs:show", "Show one job in full."),
     "watch": _Entry("Jobs", "tunesmith.cli.follow:watch", "Follow a job live: progress, loss, time left."),
     "logs": _Entry("Jobs", "tunesmith.cli.follow:logs", "Print or follow the log of a job."),
-    "cancel": _Entry("Jobs", "tunesmith.cli.jobs:cancel", "End a job, with a checkpoint or at once."),
+    "pause": _Entry("Jobs", "tunesmith.cli.lifecycle:pause", "Let a job rest with a checkpoint."),
+    "resume": _Entry("Jobs", "tunesmith.cli.lifecycle:resume", "Queue a paused job again."),
+    "cancel": _Entry("Jobs", "tunesmith.cli.lifecycle:cancel", "End a job, with a checkpoint or at once."),
+    "checkpoint": _Entry("Jobs", "tunesmith.cli.lifecycle:checkpoint", "Ask a running job for a checkpoint."),
+    "fork": _Entry(
+        "Jobs", "tunesmith.cli.lifecycle:fork", "Go on from a checkpoint as a new job, with edits."
+    ),
+    "move": _Entry("Jobs", "tunesmith.cli.lifecycle:move", "Take a running job to another node."),
+    "update": _Entry("Jobs", "tunesmith.cli.lifecycle:update", "Change priority, labels or deadlines."),
+    "delete": _Entry("Jobs", "tunesmith.cli.lifecycle:delete", "Hide a finished job for good."),
+    "explain": _Entry(
+        "Jobs", "tunesmith.cli.lifecycle:explain", "Say why a job does not run, and what would start it."
+    ),
+    "attempts": _Entry("Jobs", "tunesmith.cli.history:attempts", "List the attempts of a job."),
+    "events": _Entry("Jobs", "tunesmith.cli.history:events", "List what happened to a job."),
+    "checkpoints": _Entry(
+        "Jobs", "tunesmith.cli.history:checkpoints", "List, keep and let go a job's checkpoints."
+    ),
     "datasets": _Entry(
         "Data and models", "tunesmith.cli.datasets:datasets", "Import, check and list datasets."
     ),
     "models": _Entry("Data and models", "tunesmith.cli.models:models", "Base models, models and versions."),
-    "nodes": _Entry("Fleet", "tunesmith.cli.nodes:nodes", "List the machines of the fleet."),
+    "nodes": _Entry("Fleet", "tunesmith.cli.nodes:nodes", "The machines of the fleet: list, close, open."),
+    "quota": _Entry("Fleet", "tunesmith.cli.quota:quota", "What the project may use of the fleet."),
     "version": _Entry("Help", "tunesmith.cli.about:version", "Print the versions of client and server."),
     "completion": _Entry(
         "Help", "tunesmith.cli.about:completion", "Print the completion script of your shell."

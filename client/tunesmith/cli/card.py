@@ -30,6 +30,8 @@ def print_card(job: jobs_pb2.Job, attempts: Sequence[state_pb2.Attempt]) -> None
             ("progress", _progress(job)),
             ("loss", _loss(job)),
             ("checkpoint", _checkpoint(job)),
+            ("forked from", _origin(job)),
+            ("moving to", job.move.node),
             ("model", _model(job.model_version)),
             (
                 "created",
@@ -46,7 +48,7 @@ def print_card(job: jobs_pb2.Job, attempts: Sequence[state_pb2.Attempt]) -> None
         show_failure(job)
     if len(attempts) > 1 or any(attempt.HasField("failure") for attempt in attempts):
         out.print()
-        _print_attempts(attempts)
+        print_attempts(attempts)
     print_samples(job)
 
 
@@ -64,15 +66,17 @@ def _answer(words: str) -> str:
     return escape(text.one_line(words)) or "[dim](an empty answer)[/dim]"
 
 
-def _print_attempts(attempts: Sequence[state_pb2.Attempt]) -> None:
+def print_attempts(attempts: Sequence[state_pb2.Attempt]) -> None:
+    """Prints the attempts of a job as a table."""
     print_table(
-        ["ATTEMPT", "STATE", "NODES", "FROM STEP", "BEGAN", "WHY IT ENDED"],
+        ["ATTEMPT", "STATE", "NODES", "FROM STEP", "FROM", "BEGAN", "WHY IT ENDED"],
         [
             (
                 str(attempt.epoch),
                 names.short(_ATTEMPT_STATES, attempt.state),
                 ", ".join(names.last_part(node) for node in attempt.nodes),
                 str(attempt.resumed_step),
+                attempt.resumed_from or "-",
                 text.ago(attempt.start_time),
                 escape(_failure(attempt)),
             )
@@ -128,6 +132,12 @@ def _checkpoint(job: jobs_pb2.Job) -> str:
         return ""
     point = job.checkpoint
     return f"step {point.step}, {text.size(point.size_bytes)}, {text.ago(point.create_time)}"
+
+
+def _origin(job: jobs_pb2.Job) -> str:
+    if not job.HasField("forked_from"):
+        return ""
+    return f"{names.last_part(job.forked_from.job)} at step {job.forked_from.step}"
 
 
 def _model(name: str) -> str:

@@ -1,4 +1,4 @@
-"""`tunesmith submit | list | show | cancel`."""
+"""`tunesmith submit | list | show`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def submit(
             from tunesmith.cli.follow import follow_job
 
             return follow_job(job, as_json)
-        return _await_validation(job, as_json)
+        return await_validation(job, as_json)
 
 
 def _print_checked(job: Job[Sync], as_json: bool) -> None:
@@ -90,7 +90,8 @@ def _print_checked(job: Job[Sync], as_json: bool) -> None:
         console().print("[green]valid[/green]; nothing was created")
 
 
-def _await_validation(job: Job[Sync], as_json: bool) -> int:
+def await_validation(job: Job[Sync], as_json: bool) -> int:
+    """Waits until the inputs of a new job are checked, prints it, and returns the exit code."""
     try:
         job.validated(timeout=_VALIDATION_SECONDS)
     except DeadlineExceeded:
@@ -187,22 +188,3 @@ def show(ctx: click.Context, job: str, as_spec: bool, as_json: bool) -> None:
             click.echo(jobfile.dumps(found.proto.spec), nl=False)
         else:
             print_card(found.proto, found.attempts())
-
-
-@click.command()
-@click.argument("job")
-@click.option("--now", is_flag=True, help="Kill its processes at once, without a checkpoint.")
-@click.option("--reason", default="", help="Why, for people.")
-@click.option("--wait", is_flag=True, help="Wait until the job has ended.")
-@click.option("--json", "as_json", is_flag=True, help="Print the job as one JSON object.")
-@click.pass_context
-def cancel(ctx: click.Context, job: str, now: bool, reason: str, wait: bool, as_json: bool) -> None:
-    """End JOB. It writes a checkpoint first, unless --now."""
-    with connect(ctx) as client:
-        found = client.jobs.get(job).cancel(now=now, reason=reason)
-        if wait:
-            found.wait()
-        if as_json:
-            print_json(found.proto)
-        else:
-            console().print(f"[bold]{found.display_name}[/bold]  {text.styled_state(found.proto)}")

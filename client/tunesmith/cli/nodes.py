@@ -13,17 +13,18 @@ from tunesmith.cli.session import connect, console
 from tunesmith.cli.table import print_facts, print_json, print_table
 
 _STATES = nodes_pb2.DESCRIPTOR.enum_types_by_name["NodeState"]
-_STYLES = {"READY": "green", "LOST": "red", "CORDONED": "yellow"}
+_STYLES = {"READY": "green", "LOST": "red", "CORDONED": "yellow", "DRAINING": "yellow"}
 
 
 @click.group()
 def nodes() -> None:
-    """List the machines of the fleet and what they run.
+    """List the machines of the fleet and what they run; close and open them.
 
     \b
     Examples:
       tunesmith nodes list
       tunesmith nodes show gpu-box-1
+      tunesmith nodes drain gpu-box-1 --reason "new disk" --wait
     """
 
 
@@ -84,6 +85,49 @@ def show(ctx: click.Context, node: str, as_json: bool) -> None:
         holds = condition.status == common_pb2.CONDITION_STATUS_TRUE
         mark = "[green]yes[/green]" if holds else "[yellow]no[/yellow]"
         out.print(f"{condition.type}: {mark} {escape(condition.message or condition.reason)}")
+
+
+@nodes.command()
+@click.argument("node")
+@click.option("--reason", default="", help="Why, for people.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def cordon(ctx: click.Context, node: str, reason: str, as_json: bool) -> None:
+    """Give NODE no new jobs; those it runs go on."""
+    with connect(ctx) as client:
+        _print_node(client.nodes.cordon(node, reason=reason), as_json)
+
+
+@nodes.command()
+@click.argument("node")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def uncordon(ctx: click.Context, node: str, as_json: bool) -> None:
+    """Let NODE take jobs again after a cordon or drain."""
+    with connect(ctx) as client:
+        _print_node(client.nodes.uncordon(node), as_json)
+
+
+@nodes.command()
+@click.argument("node")
+@click.option("--reason", default="", help="Why, for people.")
+@click.option("--wait", is_flag=True, help="Wait until the node is empty.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def drain(ctx: click.Context, node: str, reason: str, wait: bool, as_json: bool) -> None:
+    """Send the jobs of NODE away, each with a checkpoint, and give it no new ones."""
+    with connect(ctx) as client:
+        found = client.nodes.drain(node, reason=reason)
+        if wait:
+            found = client.nodes.emptied(node)
+        _print_node(found, as_json)
+
+
+def _print_node(node: nodes_pb2.Node, as_json: bool) -> None:
+    if as_json:
+        print_json(node)
+    else:
+        console().print(f"[bold]{node.node_id}[/bold]  {_state(node)}")
 
 
 def _state(node: nodes_pb2.Node) -> str:

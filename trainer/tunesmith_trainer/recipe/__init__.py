@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from tunesmith_trainer.data import Batch, Example, Row
+from tunesmith_trainer.data import Batch, Example, Item, Row
 from tunesmith_trainer.failure import invalid_input
 from tunesmith_trainer.recipe.sft import RECIPE as SFT
 
@@ -29,8 +29,8 @@ class Recipe(Protocol):
         """Tokens and labels of the rows, in an order of their own; rows without labels are left out."""
         ...
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        """A micro-batch of examples."""
+    def collate(self, items: Sequence[Item]) -> Batch:
+        """A micro-batch, a row an item."""
         ...
 
     def loss(self, scorer: Scorer, batch: Batch) -> tuple[torch.Tensor, int]:

@@ -12,8 +12,9 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from tunesmith_trainer.chat import ChatFormat, Rendered
-from tunesmith_trainer.data import Batch, Example, Row
+from tunesmith_trainer.data import Batch, Example, Item, Row
 from tunesmith_trainer.failure import invalid_input
+from tunesmith_trainer.packing import position_ids
 from tunesmith_trainer.report import log
 
 if TYPE_CHECKING:
@@ -43,26 +44,23 @@ class Sft:
         _tell(reporter, num_rows, len(examples), num_cut, max_length)
         return examples
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        width = max(len(example.tokens) for example in examples) - 1
-        ids = np.zeros((len(examples), width), dtype=np.int64)
-        num_tokens = 0
-        for row, example in enumerate(examples):
-            read = len(example.tokens) - 1
-            ids[row, :read] = example.tokens[:read]
-            num_tokens += read
-        positions = np.concatenate([row * width + item.positions for row, item in enumerate(examples)])
-        targets = np.concatenate([item.tokens[item.positions + 1] for item in examples])
+    def collate(self, items: Sequence[Item]) -> Batch:
+        width = max(len(item.inputs) for item in items)
+        ids = np.zeros((len(items), width), dtype=np.int64)
+        for row, item in enumerate(items):
+            ids[row, : len(item.inputs)] = item.inputs
+        positions = np.concatenate([row * width + item.positions for row, item in enumerate(items)])
+        targets = np.concatenate([item.targets for item in items])
         return Batch(
             torch.from_numpy(ids),
             torch.from_numpy(positions),
             torch.from_numpy(targets),
             len(targets),
-            num_tokens,
+            position_ids(items, width),
         )
 
     def loss(self, scorer: Scorer, batch: Batch) -> tuple[torch.Tensor, int]:
-        logits = scorer.logits(batch.input_ids, batch.positions)
+        logits = scorer.logits(batch.input_ids, batch.positions, batch.position_ids)
         return functional.cross_entropy(logits.float(), batch.targets, reduction="sum"), batch.weight
 
 

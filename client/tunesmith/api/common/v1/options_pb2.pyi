@@ -76,6 +76,7 @@ class Limits(_message.Message):
     MAX_LENGTH_FIELD_NUMBER: _builtins.int
     MAX_ITEMS_FIELD_NUMBER: _builtins.int
     REMEDY_FIELD_NUMBER: _builtins.int
+    PARTIAL_FIELD_NUMBER: _builtins.int
     required: _builtins.bool
     """The field must be set: non-empty text, a present message, at least one element."""
     min: _builtins.float
@@ -94,6 +95,8 @@ class Limits(_message.Message):
     """Largest accepted number of elements of a repeated field or map."""
     remedy: _builtins.str
     """What the user should do when the limit is broken, as a sentence."""
+    partial: _builtins.bool
+    """The message holds edits: what is required in it otherwise may be left out."""
     def __init__(
         self,
         *,
@@ -106,10 +109,11 @@ class Limits(_message.Message):
         max_length: _builtins.int = ...,
         max_items: _builtins.int = ...,
         remedy: _builtins.str = ...,
+        partial: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_above", b"_above", "_below", b"_below", "_max", b"_max", "_min", b"_min", "above", b"above", "below", b"below", "max", b"max", "min", b"min"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_above", b"_above", "_below", b"_below", "_max", b"_max", "_min", b"_min", "above", b"above", "below", b"below", "max", b"max", "max_items", b"max_items", "max_length", b"max_length", "min", b"min", "pattern", b"pattern", "remedy", b"remedy", "required", b"required"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_above", b"_above", "_below", b"_below", "_max", b"_max", "_min", b"_min", "above", b"above", "below", b"below", "max", b"max", "max_items", b"max_items", "max_length", b"max_length", "min", b"min", "partial", b"partial", "pattern", b"pattern", "remedy", b"remedy", "required", b"required"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__above: _TypeAlias = _typing.Literal["above"]  # noqa: Y015
     _WhichOneofArgType__above: _TypeAlias = _typing.Literal["_above", b"_above"]  # noqa: Y015

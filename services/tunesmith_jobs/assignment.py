@@ -1,0 +1,24 @@
+"""The command that starts an attempt: everything its node has to know."""
+
+from tunesmith.api.jobs.v1 import jobs_pb2
+from tunesmith.api.nodes.v1 import events_pb2 as node_events_pb2
+from tunesmith_jobs.tables import AttemptRow
+
+
+def assignment(job: jobs_pb2.Job, attempt: AttemptRow) -> node_events_pb2.NodeCommand:
+    """Returns the command to start `attempt` of `job`, from the job's newest checkpoint."""
+    assign = node_events_pb2.AssignAttempt(
+        spec=job.spec,
+        spec_digest=job.spec_digest,
+        base_model_digest=job.base_model.digest,
+        dataset_digest=job.dataset.digest,
+        checkpoint_digest=job.checkpoint.digest,
+        checkpoint_step=job.checkpoint.step,
+        gpus=attempt.gpus,
+        display_name=job.display_name,
+        samples=job.samples,
+        forked=bool(job.checkpoint.digest) and job.checkpoint.digest == job.forked_from.digest,
+        accept_drift=job.accept_drift,
+        micro_batch_divisor=job.micro_batch_divisor,
+    )
+    return node_events_pb2.NodeCommand(assign=assign)

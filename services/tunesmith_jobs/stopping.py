@@ -1,0 +1,65 @@
+"""Ending an attempt from our side: the job's state, the attempt's order and the command leave together.
+
+The order stays in the attempt's row, so that each report of its agent is answered with it: a command that
+was lost is made good.
+"""
+
+from datetime import timedelta
+
+from sqlalchemy.orm import Session
+
+from tunesmith.api.jobs.v1 import jobs_pb2, state_pb2
+from tunesmith.api.nodes.v1 import events_pb2 as node_events_pb2
+from tunesmith_jobs import machine
+from tunesmith_jobs.change import JobChange
+from tunesmith_jobs.tables import AttemptRow
+
+
+def stop_attempt(
+    change: JobChange,
+    attempt: AttemptRow,
+    reason: state_pb2.StateReason.ValueType,
+    deadline: timedelta | None = None,
+) -> bool:
+    """Stops an attempt with a checkpoint although its job is to run on: preempted, moved, drained, too late.
+
+    The job goes to PAUSING with `reason`; where it goes from there the state machine says. The caller saves
+    the change. `deadline` is the longest time it may take (default: spec.deadlines.stop). Returns false, and
+    changes nothing, if the job is ending, pausing or without processes already.
+    """
+    outcome = machine.after_stop(change.job.state, reason)
+    if outcome is None or attempt.ended:
+        return False
+    change.move(outcome)
+    order(change, attempt, state_pb2.DESIRED_PAUSE, deadline)
+    return True
+
+
+def order(
+    change: JobChange,
+    attempt: AttemptRow,
+    wanted: state_pb2.Desired.ValueType,
+    deadline: timedelta | None = None,
+) -> None:
+    """Tells an attempt's node to end it: PAUSE and CANCEL with a checkpoint, KILL at once."""
+    command = node_events_pb2.NodeCommand()
+    attempt.wanted, attempt.stop_time = wanted, None
+    if wanted == state_pb2.DESIRED_KILL:
+        command.kill.SetInParent()
+    else:
+        longest = stop_deadline(change.job) if deadline is None else deadline
+        attempt.stop_time = change.now + longest
+        command.stop.deadline.FromTimedelta(longest)
+    change.session.add(attempt)
+    change.command(attempt, "kill" if wanted == state_pb2.DESIRED_KILL else "stop", command)
+
+
+def stop_deadline(job: jobs_pb2.Job) -> timedelta:
+    """Returns how long a graceful stop of the job may take."""
+    return job.spec.deadlines.stop.ToTimedelta() or timedelta(seconds=60)
+
+
+def live_attempt(session: Session, job: jobs_pb2.Job) -> AttemptRow | None:
+    """Returns the job's newest attempt if it has not ended."""
+    row = session.get(AttemptRow, (job.job_id, job.epoch))
+    return row if row is not None and not row.ended else None

@@ -1,0 +1,316 @@
+"""How each kind of fault is made. Each function makes one, waits `hold` seconds, and puts things right again.
+
+Returns what was hit, or nothing when there was nothing to hit (then it does not count).
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+from tests.faults.history import History
+from tests.faults.site import Site, Trainer, stop_signal
+from tests.support import mounts
+from tests.support.processes import wait_for
+from tunesmith.errors import TunesmithError
+from tunesmith_agent.process import start_ticks
+from tunesmith_kit import streams
+from tunesmith_kit.bus import Bus
+
+_AIMED = ("kill_trainer", "stop_trainer", "damage_checkpoint", "damage_cache", "fail_fsync")
+_AIM_SECONDS = 30.0  # for a target to come by
+_DAMAGES = ("flip", "truncate", "torn", "missing")
+
+
+class Injector:
+    """Makes faults at a site. Two faults never hit the same process at once; different ones may overlap."""
+
+    def __init__(self, site: Site, history: History) -> None:
+        self._site, self._history = site, history
+        self._locks: dict[str, threading.Lock] = {}
+        self.ended = threading.Event()
+
+    def deaths(self) -> list[str]:
+        """Names of processes that are gone although no fault of ours is at them."""
+        gone = []
+        for name, process in self._site.processes.items():
+            lock = self._locks.setdefault(name, threading.Lock())
+            if lock.acquire(blocking=False):
+                try:
+                    if not process.alive():
+                        gone.append(name)
+                finally:
+                    lock.release()
+        return gone
+
+    def make(self, kind: str, hold: float, draw: int) -> str:
+        """Makes a fault of a kind and returns what was hit."""
+        rng = random.Random(draw)
+        special: dict[str, Callable[[random.Random, float], str]] = {
+            "kill_trainer": self._kill_trainer,
+            "stop_trainer": self._stop_trainer,
+            "damage_checkpoint": self._damage_checkpoint,
+            "damage_cache": self._damage_cache,
+            "wipe_bus": self._wipe_bus,
+            "delete_stream": self._delete_stream,
+            "kill_postgres": self._kill_postgres,
+            "stop_postgres": self._stop_postgres,
+            "cut_hold": lambda rng, hold: self._cut(rng, hold, reset=False),
+            "cut_reset": lambda rng, hold: self._cut(rng, hold, reset=True),
+            "lose_node": self._lose_node,
+            "full_disk": self._full_disk,
+            "fail_fsync": self._fail_fsync,
+        }
+        if kind in special:
+            # One fault at a time to trainers: else all that wait for a target would hit the same one.
+            with self._only("trainer") if kind in _AIMED else contextlib.nullcontext():
+                return special[kind](rng, hold)
+        verb, _, what = kind.partition("_")
+        if what == "nats" and self._site.mode == "embedded":
+            return self._hit_child_nats(verb, hold)
+        names = sorted(name for name in self._site.processes if name == what or name.startswith(f"{what}-"))
+        if what == "agent":
+            names = sorted(name for name in self._site.processes if name.startswith("node-"))
+        name = rng.choice(names)
+        with self._only(name):
+            return self._kill(name, hold) if verb == "kill" else self._stop(name, hold)
+
+    @contextlib.contextmanager
+    def _only(self, *names: str) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for name in sorted(names):
+                stack.enter_context(self._locks.setdefault(name, threading.Lock()))
+            yield
+
+    def _pause(self, seconds: float) -> None:
+        self.ended.wait(seconds)
+
+    def _kill(self, name: str, hold: float) -> str:
+        process = self._site.processes[name]
+        process.kill()
+        self._pause(hold)
+        process.start()
+        return name
+
+    def _stop(self, name: str, hold: float) -> str:
+        pid = self._site.processes[name].pid
+        stop_signal(pid, True)
+        self._pause(hold)
+        stop_signal(pid, False)
+        return name
+
+    def _hit_child_nats(self, verb: str, hold: float) -> str:
+        with self._only("up"):
+            pid = self._site.nats_pid()
+            if pid is None:
+                return ""
+            if verb == "kill":
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)  # `tunesmith up` brings it back itself
+            else:
+                stop_signal(pid, True)
+                self._pause(hold)
+                stop_signal(pid, False)
+            return "nats-server"
+
+    def _aim(
+        self, rng: random.Random, wanted: Callable[[Trainer], object] = lambda _: True
+    ) -> Trainer | None:
+        """Returns a trainer that makes steps, waiting a while for one."""
+        deadline = time.monotonic() + _AIM_SECONDS
+        while time.monotonic() < deadline and not self.ended.is_set():
+            found = [t for t in self._site.trainers() if _steps(t) and wanted(t)]
+            if found:
+                return rng.choice(found)
+            self._pause(0.05)
+        return None
+
+    def _kill_trainer(self, rng: random.Random, hold: float) -> str:
+        trainer = self._aim(rng)
+        if trainer is None:
+            return ""
+        self._pause(rng.uniform(0, 0.3))  # at any instant, not at the one a step was seen
+        return self._end(trainer)
+
+    def _end(self, trainer: Trainer) -> str:
+        if start_ticks(trainer.pid) is None:
+            return ""  # it came to its end by itself
+        self._history.add("trainer_killed", job=trainer.job_id, epoch=trainer.epoch, pid=trainer.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(trainer.pid, signal.SIGKILL)
+        return f"{trainer.job_id}-{trainer.epoch}"
+
+    def _stop_trainer(self, rng: random.Random, hold: float) -> str:
+        trainer = self._aim(rng)
+        if trainer is None:
+            return ""
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(trainer.pid, number)
+            if number == signal.SIGSTOP:
+                self._pause(hold)
+        return f"{trainer.job_id}-{trainer.epoch}"
+
+    def _damage_checkpoint(self, rng: random.Random, hold: float) -> str:
+        def newest(trainer: Trainer) -> list[Path]:
+            return sorted(trainer.folder.glob("checkpoints/step-*"))[-1:]
+
+        trainer = self._aim(rng, newest)
+        if trainer is None:
+            return ""
+        stop_signal(trainer.pid, True)  # it must not replace what we damage meanwhile
+        damaged = _damage(newest(trainer), rng)
+        return damaged and f"{self._end(trainer)} {damaged}"
+
+    def _damage_cache(self, rng: random.Random, hold: float) -> str:
+        trainer = self._aim(rng)
+        folders = [f for home in self._site.homes() for f in home.glob("cache/*/[0-9a-f]*") if f.is_dir()]
+        if trainer is None or not folders:
+            return ""
+        damaged = _damage([rng.choice(sorted(folders))], rng)
+        return damaged and f"{self._end(trainer)} {damaged}"
+
+    def _wipe_bus(self, rng: random.Random, hold: float) -> str:
+        if self._site.mode == "embedded":
+            with self._only("up"):
+                self._site.processes["up"].kill()
+                wait_for(lambda: self._site.nats_pid() is None, 10, "nats-server went with its parent")
+                _remove(self._site.platform.root / "data" / "nats")
+                self._pause(hold)
+                self._site.processes["up"].start()
+            return "nats"
+        names = [name for name in self._site.processes if name.startswith("nats-")]
+        with self._only(*names):
+            for name in names:
+                self._site.processes[name].kill()
+                _remove(self._site.platform.root / name / "data")
+            self._pause(hold)
+            for name in names:
+                self._site.processes[name].start()
+        return "nats"
+
+    def _delete_stream(self, rng: random.Random, hold: float) -> str:
+        stream = rng.choice(("EVENTS", "CMD", "METRICS", "LOGS", f"KV_{streams.LEASE_BUCKET}"))
+        url, token = self._site.bus()
+        try:
+            asyncio.run(_delete_stream(url, token, stream))
+        except (TunesmithError, OSError, TimeoutError):
+            return ""  # the bus is away just now
+        return stream
+
+    def _kill_postgres(self, rng: random.Random, hold: float) -> str:
+        assert self._site.database is not None
+        with self._only("postgres"):
+            self._site.database.kill()
+            self._pause(hold)
+            self._site.database.start()
+        return "postgres"
+
+    def _stop_postgres(self, rng: random.Random, hold: float) -> str:
+        assert self._site.database is not None
+        with self._only("postgres"):
+            parent = psutil.Process(self._site.database.pid)
+            pids = [parent.pid, *(child.pid for child in parent.children())]
+            for pid in pids:
+                stop_signal(pid, True)
+            self._pause(hold)
+            for pid in pids:
+                stop_signal(pid, False)
+        return "postgres"
+
+    def _cut(self, rng: random.Random, hold: float, *, reset: bool) -> str:
+        node = rng.choice(sorted(self._site.wires))
+        with self._only(f"wire {node}"):
+            for proxy in self._site.wires[node]:
+                proxy.reset() if reset else proxy.hold()
+            self._pause(hold)
+            for proxy in self._site.wires[node]:
+                proxy.heal()
+        return node
+
+    def _lose_node(self, rng: random.Random, hold: float) -> str:
+        node = rng.choice(sorted(self._site.wires))
+        with self._only(node):
+            self._site.processes[node].kill()
+            for trainer in self._site.trainers():
+                if trainer.folder.parent.parent.name == node:
+                    self._end(trainer)
+            self._pause(hold)
+            self._site.processes[node].start()
+        return node
+
+    def _fail_fsync(self, rng: random.Random, hold: float) -> str:
+        """Every fsync of a trainer answers EIO for a while, as of a disk that dies."""
+        trainer = self._aim(rng)
+        if trainer is None:
+            return ""
+        which = "trace=fsync,fdatasync"
+        command = ["strace", "-f", "-q", "-p", str(trainer.pid), "-o", "/dev/null", "-e", which]
+        with subprocess.Popen(
+            [*command, "-e", "inject=fsync,fdatasync:error=EIO"], stderr=subprocess.DEVNULL
+        ) as tracer:
+            self._pause(hold)
+            tracer.terminate()
+        return f"{trainer.job_id}-{trainer.epoch}"
+
+    def _full_disk(self, rng: random.Random, hold: float) -> str:
+        with self._only("disk"), mounts.full(self._site.platform.root / _small_disk(self._site.mode)):
+            self._pause(hold)
+        return "disk"
+
+
+def small_disk_folder(site_root: Path, mode: str) -> Path:
+    """The folder that a campaign with full disks puts on a small file system: all data, or one node's."""
+    return site_root / _small_disk(mode)
+
+
+def _small_disk(mode: str) -> str:
+    return "data" if mode == "embedded" else "data/node-a"
+
+
+def _steps(trainer: Trainer) -> bool:
+    return any(segment.stat().st_size > 500 for segment in trainer.folder.glob("spool/metrics-*.bin"))
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _damage(folders: list[Path], rng: random.Random) -> str:
+    """Damages one file of a folder. Files may be links into the blob store: the copy is damaged, not that."""
+    files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+    if not files:
+        return ""
+    path, how = rng.choice(files), rng.choice(_DAMAGES)
+    data = bytearray(path.read_bytes())
+    path.unlink()
+    at = rng.randrange(len(data)) if data else 0
+    if how == "flip" and data:
+        data[at] ^= 1 << rng.randrange(8)
+    elif how == "truncate":
+        del data[at:]
+    elif how == "torn":
+        data[at:] = bytes(len(data) - at)
+    if how != "missing":
+        path.write_bytes(data)
+    return f"{how} {path.parent.name}/{path.name}"
+
+
+async def _delete_stream(url: str, token: str, stream: str) -> None:
+    if not url:
+        raise TimeoutError
+    async with asyncio.timeout(10):
+        bus = await Bus.connect(url, token, "faults", ensure_streams=False)
+        try:
+            await bus.connection.api(f"STREAM.DELETE.{stream}")
+        finally:
+            await bus.close()
