@@ -49,6 +49,7 @@ class LeaseMonitor:
             log.warning("lease expired", extra={"node": node_id})
             await self._fleet.set_reachable(node_id, False)
         for job_id, epoch, grace in await self._fleet.graces(node_id):
-            if self._watcher.expired(key, self._ttl + grace.total_seconds()):
+            # Both count from the last renewal: a dead node costs its jobs the longer of the two, not both.
+            if self._watcher.expired(key, max(self._ttl, grace.total_seconds())):
                 log.warning("attempt given up", extra={"node": node_id, "job": job_id, "epoch": epoch})
                 await self._fleet.give_up(job_id, epoch)

@@ -675,8 +675,8 @@ class RetrySpec(_message.Message):
     """What is done when memory runs out. Default: the job fails with advice."""
     @_builtins.property
     def unreachable_grace(self) -> _duration_pb2.Duration:
-        """How long a node may be unreachable after its lease expired before its attempt is replaced.
-        Default 10 s.
+        """How long a node may be out of reach before its attempt is replaced, counted from the last renewal
+        of its lease; never before the lease (10 s) has expired. Default 10 s.
         """
 
     @_builtins.property
