@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from tunesmith import jobfile, names
-from tunesmith.api.jobs.v1 import jobs_pb2, spec_pb2, state_pb2
+from tunesmith.api.jobs.v1 import jobs_pb2, queue_pb2, spec_pb2, state_pb2, verbs_pb2
 from tunesmith.api.jobs.v1.events_pb2 import JobEvent
 from tunesmith.api.metrics.v1 import metrics_pb2
 from tunesmith.api.metrics.v1.metrics_pb2 import LogLine
@@ -121,8 +121,8 @@ class Job(Handle[Face]):
 
         After `deadline` seconds its processes are killed, and the last committed checkpoint counts.
         """
-        mode = jobs_pb2.PAUSE_MODE_LATEST if latest else jobs_pb2.PAUSE_MODE_SAVE
-        request = jobs_pb2.PauseJobRequest(
+        mode = verbs_pb2.PAUSE_MODE_LATEST if latest else verbs_pb2.PAUSE_MODE_SAVE
+        request = verbs_pb2.PauseJobRequest(
             name=self.proto.name,
             mode=mode,
             deadline=span(deadline),
@@ -138,7 +138,7 @@ class Job(Handle[Face]):
 
         `accept_drift` lets it go on in another environment: recorded, and no longer bit-identical.
         """
-        request = jobs_pb2.ResumeJobRequest(
+        request = verbs_pb2.ResumeJobRequest(
             name=self.proto.name, accept_drift=accept_drift, request_id=new_request_id()
         )
         self.proto = (await self._core.call(self._core.jobs.ResumeJob, request)).job
@@ -147,7 +147,7 @@ class Job(Handle[Face]):
     @both
     async def checkpoint(self) -> Job[Face]:
         """Asks for a durable checkpoint while the job goes on; `checkpoints()` shows it once it is there."""
-        request = jobs_pb2.CheckpointJobRequest(name=self.proto.name, request_id=new_request_id())
+        request = verbs_pb2.CheckpointJobRequest(name=self.proto.name, request_id=new_request_id())
         self.proto = (await self._core.call(self._core.jobs.CheckpointJob, request)).job
         return self
 
@@ -165,7 +165,7 @@ class Job(Handle[Face]):
         `overrides` change its spec, like `training.learning_rate=1e-4`; base model, method and adapter stay.
         """
         edits, paths = jobfile.edits(overrides, self.proto.spec)
-        request = jobs_pb2.ForkJobRequest(
+        request = verbs_pb2.ForkJobRequest(
             name=self.proto.name,
             step=step,
             spec=edits,
@@ -178,7 +178,7 @@ class Job(Handle[Face]):
     @both
     async def move(self, node: str) -> Job[Face]:
         """Takes the running job to another node, which fetches what it needs first; returns itself."""
-        request = jobs_pb2.MoveJobRequest(
+        request = verbs_pb2.MoveJobRequest(
             name=self.proto.name, node=names.last_part(node), request_id=new_request_id()
         )
         self.proto = (await self._core.call(self._core.jobs.MoveJob, request)).job
@@ -198,7 +198,7 @@ class Job(Handle[Face]):
         deadlines = spec_pb2.DeadlineSpec(
             queue=span(queue_deadline), run=span(run_deadline), stop=span(stop_deadline)
         )
-        request = jobs_pb2.UpdateJobRequest(
+        request = verbs_pb2.UpdateJobRequest(
             name=self.proto.name,
             priority=priority,
             labels=labels,
@@ -211,13 +211,13 @@ class Job(Handle[Face]):
     @both
     async def delete(self) -> None:
         """Hides a finished job for good; its model versions and curves stay."""
-        request = jobs_pb2.DeleteJobRequest(name=self.proto.name, request_id=new_request_id())
+        request = verbs_pb2.DeleteJobRequest(name=self.proto.name, request_id=new_request_id())
         await self._core.call(self._core.jobs.DeleteJob, request)
 
     @both
-    async def explain(self) -> jobs_pb2.ExplainJobResponse:
+    async def explain(self) -> queue_pb2.ExplainJobResponse:
         """Tells why the job does not run: the rule that blocks it, and the smallest change that starts it."""
-        request = jobs_pb2.ExplainJobRequest(name=self.proto.name)
+        request = queue_pb2.ExplainJobRequest(name=self.proto.name)
         return await self._core.call(self._core.jobs.ExplainJob, request)
 
     @both
@@ -292,7 +292,7 @@ class Job(Handle[Face]):
     @both
     async def pin(self, step: int, *, unpin: bool = False) -> state_pb2.CheckpointRef:
         """Keeps the checkpoint of `step` whatever the retention rules say, or (`unpin`) no longer."""
-        request = jobs_pb2.PinCheckpointRequest(
+        request = verbs_pb2.PinCheckpointRequest(
             name=self.proto.name, step=step, unpin=unpin, request_id=new_request_id()
         )
         return (await self._core.call(self._core.jobs.PinCheckpoint, request)).checkpoint

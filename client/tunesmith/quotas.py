@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunesmith.api.jobs.v1 import jobs_pb2
+from tunesmith.api.jobs.v1 import queue_pb2
 from tunesmith.connection import Connection, new_request_id
 from tunesmith.faces import Face, Handle, both
 
@@ -13,9 +13,9 @@ class Quotas(Handle[Face]):
     _core: Connection
 
     @both
-    async def get(self, project: str = "") -> jobs_pb2.Quota:
+    async def get(self, project: str = "") -> queue_pb2.Quota:
         """Returns the quota and what the project uses of it."""
-        request = jobs_pb2.GetQuotaRequest(name=self._name(project))
+        request = queue_pb2.GetQuotaRequest(name=self._name(project))
         return (await self._core.call(self._core.jobs.GetQuota, request)).quota
 
     @both
@@ -26,12 +26,12 @@ class Quotas(Handle[Face]):
         max_running_jobs: int | None = None,
         max_gpus: int | None = None,
         weight: float | None = None,
-    ) -> jobs_pb2.Quota:
+    ) -> queue_pb2.Quota:
         """Sets the whole quota: what is None has no limit, and a weight of 1. Returns it."""
-        quota = jobs_pb2.Quota(
+        quota = queue_pb2.Quota(
             name=self._name(project), max_running_jobs=max_running_jobs, max_gpus=max_gpus, weight=weight
         )
-        request = jobs_pb2.SetQuotaRequest(quota=quota, request_id=new_request_id())
+        request = queue_pb2.SetQuotaRequest(quota=quota, request_id=new_request_id())
         return (await self._core.call(self._core.jobs.SetQuota, request)).quota
 
     def _name(self, project: str) -> str:

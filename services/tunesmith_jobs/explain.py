@@ -4,7 +4,7 @@ import asyncio
 
 from sqlalchemy.orm import Session
 
-from tunesmith.api.jobs.v1 import jobs_pb2
+from tunesmith.api.jobs.v1 import jobs_pb2, queue_pb2
 from tunesmith_jobs import machine
 from tunesmith_jobs.census import Census, waiting_of
 from tunesmith_jobs.needs import Waiting
@@ -42,7 +42,7 @@ class Explainer:
         self._census = Census(clock)
         self._lock = asyncio.Lock()
 
-    async def explain(self, request: jobs_pb2.ExplainJobRequest) -> jobs_pb2.ExplainJobResponse:
+    async def explain(self, request: queue_pb2.ExplainJobRequest) -> queue_pb2.ExplainJobResponse:
         """Says what blocks a job, decided as the next pass would."""
         project, name = names.parse("projects/*/jobs/*", request.name)
 
@@ -56,8 +56,8 @@ class Explainer:
             job, waiting = await self._db.read(read)
             return await asyncio.to_thread(self._answer, job, waiting)
 
-    def _answer(self, job: jobs_pb2.Job, waiting: Waiting) -> jobs_pb2.ExplainJobResponse:
-        answer = jobs_pb2.ExplainJobResponse(state=job.state)
+    def _answer(self, job: jobs_pb2.Job, waiting: Waiting) -> queue_pb2.ExplainJobResponse:
+        answer = queue_pb2.ExplainJobResponse(state=job.state)
         if job.state not in (machine.QUEUED, machine.PAUSED):
             ended = job.state in machine.TERMINAL
             answer.rule, answer.message = ("", "it has ended") if ended else _NOT_WAITING[job.state]
@@ -82,17 +82,17 @@ class Explainer:
         return answer
 
 
-def _explain_pause(answer: jobs_pb2.ExplainJobResponse, job: jobs_pb2.Job, blocked: Blocked | None) -> None:
+def _explain_pause(answer: queue_pb2.ExplainJobResponse, job: jobs_pb2.Job, blocked: Blocked | None) -> None:
     answer.rule, answer.message = "PAUSED", "it is paused"
     answer.queue_position = 0
     if blocked is None:
         text = f"resume it: `tunesmith resume {job.display_name}`"
-        answer.change.CopyFrom(jobs_pb2.SuggestedChange(target=job.name, value="RESUME", text=text))
+        answer.change.CopyFrom(queue_pb2.SuggestedChange(target=job.name, value="RESUME", text=text))
     else:
         answer.message += f"; resumed, it would wait: {blocked.message}"
 
 
-def _add_verdicts(answer: jobs_pb2.ExplainJobResponse, picture: Picture, job: Waiting, found: Pass) -> None:
+def _add_verdicts(answer: queue_pb2.ExplainJobResponse, picture: Picture, job: Waiting, found: Pass) -> None:
     own = {name for p in found.decision.placements if p.job.job_id == job.job_id for name in p.nodes}
     for node in sorted(picture.nodes.values(), key=lambda node: node.node_id):
         rule = "" if node.node_id in own else of_node(found.room, job.need, node.node_id)
@@ -101,6 +101,6 @@ def _add_verdicts(answer: jobs_pb2.ExplainJobResponse, picture: Picture, job: Wa
         )
 
 
-def _add_change(answer: jobs_pb2.ExplainJobResponse, found: Proposal | None) -> None:
+def _add_change(answer: queue_pb2.ExplainJobResponse, found: Proposal | None) -> None:
     if found is not None:
         answer.change.CopyFrom(found.message)

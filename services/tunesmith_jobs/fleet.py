@@ -242,7 +242,7 @@ class FleetStore:
             failure = state_pb2.Failure(
                 failure_class=state_pb2.FAILURE_CLASS_NODE_LOST,
                 reason="LEASE_EXPIRED",
-                message=f"node {row.node} was not heard of for longer than its lease and retry.unreachable_grace",
+                message=f"node {row.node} was not heard of for its lease and for retry.unreachable_grace",
             )
             _end(session, row, state_pb2.ATTEMPT_STATE_LOST, failure, "service/jobs", self._clock.now())
 

@@ -8,7 +8,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from sqlalchemy.orm import Session
 
-from tunesmith.api.jobs.v1 import events_pb2, jobs_pb2, spec_pb2, state_pb2
+from tunesmith.api.jobs.v1 import events_pb2, jobs_pb2, spec_pb2, state_pb2, verbs_pb2
 from tunesmith.errors import InvalidArgument
 from tunesmith_jobs import checkpoints, spec
 from tunesmith_jobs.store import Caller, change_of, draft, insert
@@ -28,7 +28,7 @@ class Forks:
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db, self._clock = db, clock
 
-    async def fork(self, request: jobs_pb2.ForkJobRequest, caller: Caller) -> jobs_pb2.ForkJobResponse:
+    async def fork(self, request: verbs_pb2.ForkJobRequest, caller: Caller) -> jobs_pb2.ForkJobResponse:
         """Accepts a job in state VALIDATING that goes on from a kept checkpoint, once for a request id.
 
         Raises:
@@ -54,7 +54,7 @@ class Forks:
 def _child(
     session: Session,
     parent: jobs_pb2.Job,
-    request: jobs_pb2.ForkJobRequest,
+    request: verbs_pb2.ForkJobRequest,
     caller: Caller,
     now: datetime,
 ) -> jobs_pb2.Job:

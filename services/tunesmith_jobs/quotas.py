@@ -2,7 +2,7 @@
 
 from sqlalchemy.orm import Session
 
-from tunesmith.api.jobs.v1 import jobs_pb2
+from tunesmith.api.jobs.v1 import queue_pb2
 from tunesmith_jobs.reservation import usage_of
 from tunesmith_jobs.store import Caller
 from tunesmith_jobs.tables import REQUESTS, REVISION, QuotaRow
@@ -17,17 +17,17 @@ class QuotaStore:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    async def get(self, request: jobs_pb2.GetQuotaRequest) -> jobs_pb2.GetQuotaResponse:
+    async def get(self, request: queue_pb2.GetQuotaRequest) -> queue_pb2.GetQuotaResponse:
         """Returns a project's quota and what it uses; a project without one has no limits and weight 1."""
         (project,) = names.parse("projects/*/quota", request.name)
-        return await self._db.read(lambda session: jobs_pb2.GetQuotaResponse(quota=_quota(session, project)))
+        return await self._db.read(lambda session: queue_pb2.GetQuotaResponse(quota=_quota(session, project)))
 
-    async def set(self, request: jobs_pb2.SetQuotaRequest, caller: Caller) -> jobs_pb2.SetQuotaResponse:
+    async def set(self, request: queue_pb2.SetQuotaRequest, caller: Caller) -> queue_pb2.SetQuotaResponse:
         """Sets a project's quota as a whole: a limit that is absent is no limit."""
         (project,) = names.parse("projects/*/quota", request.quota.name, "quota.name")
         asked = request.quota
 
-        def act(session: Session) -> jobs_pb2.SetQuotaResponse:
+        def act(session: Session) -> queue_pb2.SetQuotaResponse:
             # Revision first, then rows: the order in which the scheduler locks.
             revision = next_revision(session, REVISION)
             row = session.get(QuotaRow, project, with_for_update=True) or QuotaRow(
@@ -39,16 +39,16 @@ class QuotaStore:
             row.revision = revision
             session.add(row)
             session.flush()
-            return jobs_pb2.SetQuotaResponse(quota=_quota(session, project))
+            return queue_pb2.SetQuotaResponse(quota=_quota(session, project))
 
         return await self._db.write(
-            lambda s: once(s, REQUESTS, caller.name, request, lambda: act(s), jobs_pb2.SetQuotaResponse)
+            lambda s: once(s, REQUESTS, caller.name, request, lambda: act(s), queue_pb2.SetQuotaResponse)
         )
 
 
-def _quota(session: Session, project: str) -> jobs_pb2.Quota:
+def _quota(session: Session, project: str) -> queue_pb2.Quota:
     row = session.get(QuotaRow, project)
-    quota = jobs_pb2.Quota(name=f"projects/{project}/quota", weight=row.weight if row else 1.0)
+    quota = queue_pb2.Quota(name=f"projects/{project}/quota", weight=row.weight if row else 1.0)
     if row is not None and row.max_running_jobs is not None:
         quota.max_running_jobs = row.max_running_jobs
     if row is not None and row.max_gpus is not None:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
-from tunesmith.api.jobs.v1 import jobs_pb2, jobs_pb2_grpc
+from tunesmith.api.jobs.v1 import jobs_pb2, jobs_pb2_grpc, queue_pb2, verbs_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from tunesmith_jobs import leases
 from tunesmith_jobs.explain import Explainer
@@ -51,12 +51,12 @@ class JobService(jobs_pb2_grpc.JobServiceServicer):
         return await self._store.list(request)
 
     async def PauseJob(
-        self, request: jobs_pb2.PauseJobRequest, context: Context
+        self, request: verbs_pb2.PauseJobRequest, context: Context
     ) -> jobs_pb2.PauseJobResponse:
         return await self._verbs.pause(request, _caller())
 
     async def ResumeJob(
-        self, request: jobs_pb2.ResumeJobRequest, context: Context
+        self, request: verbs_pb2.ResumeJobRequest, context: Context
     ) -> jobs_pb2.ResumeJobResponse:
         return await self._verbs.resume(request, _caller())
 
@@ -66,44 +66,44 @@ class JobService(jobs_pb2_grpc.JobServiceServicer):
         return await self._verbs.cancel(request, _caller())
 
     async def CheckpointJob(
-        self, request: jobs_pb2.CheckpointJobRequest, context: Context
+        self, request: verbs_pb2.CheckpointJobRequest, context: Context
     ) -> jobs_pb2.CheckpointJobResponse:
         return await self._verbs.checkpoint(request, _caller())
 
-    async def MoveJob(self, request: jobs_pb2.MoveJobRequest, context: Context) -> jobs_pb2.MoveJobResponse:
+    async def MoveJob(self, request: verbs_pb2.MoveJobRequest, context: Context) -> jobs_pb2.MoveJobResponse:
         return await self._verbs.move(request, _caller())
 
     async def UpdateJob(
-        self, request: jobs_pb2.UpdateJobRequest, context: Context
+        self, request: verbs_pb2.UpdateJobRequest, context: Context
     ) -> jobs_pb2.UpdateJobResponse:
         return await self._verbs.update(request, _caller())
 
     async def DeleteJob(
-        self, request: jobs_pb2.DeleteJobRequest, context: Context
-    ) -> jobs_pb2.DeleteJobResponse:
+        self, request: verbs_pb2.DeleteJobRequest, context: Context
+    ) -> verbs_pb2.DeleteJobResponse:
         return await self._verbs.delete(request, _caller())
 
     async def PinCheckpoint(
-        self, request: jobs_pb2.PinCheckpointRequest, context: Context
-    ) -> jobs_pb2.PinCheckpointResponse:
+        self, request: verbs_pb2.PinCheckpointRequest, context: Context
+    ) -> verbs_pb2.PinCheckpointResponse:
         return await self._verbs.pin(request, _caller())
 
-    async def ForkJob(self, request: jobs_pb2.ForkJobRequest, context: Context) -> jobs_pb2.ForkJobResponse:
+    async def ForkJob(self, request: verbs_pb2.ForkJobRequest, context: Context) -> jobs_pb2.ForkJobResponse:
         return await self._forks.fork(request, _caller())
 
     async def ExplainJob(
-        self, request: jobs_pb2.ExplainJobRequest, context: Context
-    ) -> jobs_pb2.ExplainJobResponse:
+        self, request: queue_pb2.ExplainJobRequest, context: Context
+    ) -> queue_pb2.ExplainJobResponse:
         return await self._explainer.explain(request)
 
     async def GetQuota(
-        self, request: jobs_pb2.GetQuotaRequest, context: Context
-    ) -> jobs_pb2.GetQuotaResponse:
+        self, request: queue_pb2.GetQuotaRequest, context: Context
+    ) -> queue_pb2.GetQuotaResponse:
         return await self._quotas.get(request)
 
     async def SetQuota(
-        self, request: jobs_pb2.SetQuotaRequest, context: Context
-    ) -> jobs_pb2.SetQuotaResponse:
+        self, request: queue_pb2.SetQuotaRequest, context: Context
+    ) -> queue_pb2.SetQuotaResponse:
         return await self._quotas.set(request, _caller())
 
     async def WatchJobs(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from tunesmith.api.jobs.v1 import jobs_pb2
+from tunesmith.api.jobs.v1 import queue_pb2
 from tunesmith_jobs.needs import Quota, Waiting, over_quota
 from tunesmith_jobs.placement import Pass
 from tunesmith_jobs.room import Node, Running, Vacancy, misfit
@@ -53,8 +53,8 @@ class Proposal:
     picture: Picture
 
     @property
-    def message(self) -> jobs_pb2.SuggestedChange:
-        return jobs_pb2.SuggestedChange(target=self.target, value=self.value, text=self.text)
+    def message(self) -> queue_pb2.SuggestedChange:
+        return queue_pb2.SuggestedChange(target=self.target, value=self.value, text=self.text)
 
 
 def suggest(picture: Picture, job_id: str) -> Proposal | None:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 from sqlalchemy.orm import Session
 
-from tunesmith.api.jobs.v1 import events_pb2, jobs_pb2, spec_pb2, state_pb2
+from tunesmith.api.jobs.v1 import events_pb2, jobs_pb2, spec_pb2, state_pb2, verbs_pb2
 from tunesmith.api.nodes.v1 import events_pb2 as node_events_pb2
 from tunesmith.errors import InvalidArgument
 from tunesmith_jobs import checkpoints, machine, moves, spec
@@ -41,9 +41,9 @@ class Verbs:
             lambda s: once(s, REQUESTS, caller.name, request, lambda: change(s), answer)
         )
 
-    async def pause(self, request: jobs_pb2.PauseJobRequest, caller: Caller) -> jobs_pb2.PauseJobResponse:
+    async def pause(self, request: verbs_pb2.PauseJobRequest, caller: Caller) -> jobs_pb2.PauseJobResponse:
         """Rests a job: with a checkpoint, or at once with the last one. Harmless when repeated."""
-        latest = request.mode == jobs_pb2.PAUSE_MODE_LATEST
+        latest = request.mode == verbs_pb2.PAUSE_MODE_LATEST
         deadline = spec.positive(request.deadline, "deadline") if request.HasField("deadline") else None
 
         def act(change: JobChange) -> None:
@@ -60,7 +60,7 @@ class Verbs:
 
         return await self._act(request, caller, act, jobs_pb2.PauseJobResponse)
 
-    async def resume(self, request: jobs_pb2.ResumeJobRequest, caller: Caller) -> jobs_pb2.ResumeJobResponse:
+    async def resume(self, request: verbs_pb2.ResumeJobRequest, caller: Caller) -> jobs_pb2.ResumeJobResponse:
         """Queues a job that rests, or is about to, again."""
 
         def act(change: JobChange) -> None:
@@ -88,7 +88,7 @@ class Verbs:
         return await self._act(request, caller, act, jobs_pb2.CancelJobResponse)
 
     async def checkpoint(
-        self, request: jobs_pb2.CheckpointJobRequest, caller: Caller
+        self, request: verbs_pb2.CheckpointJobRequest, caller: Caller
     ) -> jobs_pb2.CheckpointJobResponse:
         """Asks a running job for a durable checkpoint."""
 
@@ -104,14 +104,14 @@ class Verbs:
 
         return await self._act(request, caller, act, jobs_pb2.CheckpointJobResponse)
 
-    async def move(self, request: jobs_pb2.MoveJobRequest, caller: Caller) -> jobs_pb2.MoveJobResponse:
+    async def move(self, request: verbs_pb2.MoveJobRequest, caller: Caller) -> jobs_pb2.MoveJobResponse:
         """Begins to take a running job to another node."""
         node = request.node.removeprefix("nodes/")
         return await self._act(
             request, caller, lambda change: moves.begin(change, node), jobs_pb2.MoveJobResponse
         )
 
-    async def update(self, request: jobs_pb2.UpdateJobRequest, caller: Caller) -> jobs_pb2.UpdateJobResponse:
+    async def update(self, request: verbs_pb2.UpdateJobRequest, caller: Caller) -> jobs_pb2.UpdateJobResponse:
         """Changes priority, labels and deadlines; what the request leaves out stays as it is."""
         for known, value in request.deadlines.ListFields():
             spec.positive(value, f"deadlines.{known.name}")
@@ -131,10 +131,12 @@ class Verbs:
 
         return await self._act(request, caller, act, jobs_pb2.UpdateJobResponse)
 
-    async def delete(self, request: jobs_pb2.DeleteJobRequest, caller: Caller) -> jobs_pb2.DeleteJobResponse:
+    async def delete(
+        self, request: verbs_pb2.DeleteJobRequest, caller: Caller
+    ) -> verbs_pb2.DeleteJobResponse:
         """Hides a finished job; its name stays taken, so that no other job can be mistaken for it."""
 
-        def act(session: Session) -> jobs_pb2.DeleteJobResponse:
+        def act(session: Session) -> verbs_pb2.DeleteJobResponse:
             change = change_of(session, request.name, caller, self._clock.now(), request.revision)
             if not change.job.terminal:
                 raise machine.refusal(
@@ -146,25 +148,25 @@ class Verbs:
             change.job.delete_time.FromDatetime(change.now)
             change.say("deleted", events_pb2.JobDeleted())
             change.save()
-            return jobs_pb2.DeleteJobResponse()
+            return verbs_pb2.DeleteJobResponse()
 
         return await self._db.write(
-            lambda s: once(s, REQUESTS, caller.name, request, lambda: act(s), jobs_pb2.DeleteJobResponse)
+            lambda s: once(s, REQUESTS, caller.name, request, lambda: act(s), verbs_pb2.DeleteJobResponse)
         )
 
     async def pin(
-        self, request: jobs_pb2.PinCheckpointRequest, caller: Caller
-    ) -> jobs_pb2.PinCheckpointResponse:
+        self, request: verbs_pb2.PinCheckpointRequest, caller: Caller
+    ) -> verbs_pb2.PinCheckpointResponse:
         """Keeps a checkpoint whatever the retention rules say, or lets them decide again."""
 
-        def act(session: Session) -> jobs_pb2.PinCheckpointResponse:
+        def act(session: Session) -> verbs_pb2.PinCheckpointResponse:
             change = change_of(session, request.name, caller, self._clock.now())
             ref = checkpoints.pin(change, request.step, request.unpin)
             change.save()
-            return jobs_pb2.PinCheckpointResponse(checkpoint=ref)
+            return verbs_pb2.PinCheckpointResponse(checkpoint=ref)
 
         return await self._db.write(
-            lambda s: once(s, REQUESTS, caller.name, request, lambda: act(s), jobs_pb2.PinCheckpointResponse)
+            lambda s: once(s, REQUESTS, caller.name, request, lambda: act(s), verbs_pb2.PinCheckpointResponse)
         )
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy.orm import Session
 
-from tunesmith.api.jobs.v1 import jobs_pb2, spec_pb2, state_pb2
+from tunesmith.api.jobs.v1 import jobs_pb2, queue_pb2, spec_pb2, state_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
 from tunesmith_jobs import machine
 from tunesmith_jobs.change import JobChange
@@ -129,13 +129,13 @@ class Stage:
         await self.report(name, "LAUNCHING", "READY", "RUNNING")
         return name
 
-    async def set_quota(self, project: str, **limits: object) -> jobs_pb2.Quota:
+    async def set_quota(self, project: str, **limits: object) -> queue_pb2.Quota:
         """Sets a quota."""
-        quota = jobs_pb2.Quota(name=f"projects/{project}/quota", **limits)  # type: ignore[arg-type]
-        return (await self.quotas.set(jobs_pb2.SetQuotaRequest(quota=quota), CALLER)).quota
+        quota = queue_pb2.Quota(name=f"projects/{project}/quota", **limits)  # type: ignore[arg-type]
+        return (await self.quotas.set(queue_pb2.SetQuotaRequest(quota=quota), CALLER)).quota
 
-    async def explain(self, name: str) -> jobs_pb2.ExplainJobResponse:
-        return await self.explainer.explain(jobs_pb2.ExplainJobRequest(name=name))
+    async def explain(self, name: str) -> queue_pb2.ExplainJobResponse:
+        return await self.explainer.explain(queue_pb2.ExplainJobRequest(name=name))
 
 
 @asynccontextmanager

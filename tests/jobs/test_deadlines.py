@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.jobs.stage import CALLER, Stage, stage
-from tunesmith.api.jobs.v1 import jobs_pb2, spec_pb2, state_pb2
+from tunesmith.api.jobs.v1 import jobs_pb2, spec_pb2, state_pb2, verbs_pb2
 from tunesmith_jobs.scheduler import Scheduler
 
 
@@ -109,7 +109,7 @@ async def test_a_scheduler_that_starts_later_knows_how_long_it_has_been(jobs: St
 async def test_a_deadline_can_be_moved(jobs: Stage) -> None:
     name = await jobs.queue(deadlines=limits(queue=60))
     await jobs.scheduler.run_once()
-    await jobs.verbs.update(jobs_pb2.UpdateJobRequest(name=name, deadlines=limits(queue=600)), CALLER)
+    await jobs.verbs.update(verbs_pb2.UpdateJobRequest(name=name, deadlines=limits(queue=600)), CALLER)
     jobs.clock.pass_by(61)
     await jobs.scheduler.run_once()
     assert await jobs.state(name) == "QUEUED NEW"
@@ -119,7 +119,7 @@ async def test_a_deadline_can_be_moved(jobs: Stage) -> None:
 async def test_a_stop_that_nobody_answers_ends_with_the_lease(jobs: Stage, verb: str, end: str) -> None:
     await jobs.node("n1")
     name = await jobs.run()
-    requests = {"pause": jobs_pb2.PauseJobRequest(name=name), "cancel": jobs_pb2.CancelJobRequest(name=name)}
+    requests = {"pause": verbs_pb2.PauseJobRequest(name=name), "cancel": jobs_pb2.CancelJobRequest(name=name)}
     await getattr(jobs.verbs, verb)(requests[verb], CALLER)
     await jobs.fleet.set_reachable("n1", False)
     await jobs.fleet.give_up(name.rsplit("/", 1)[1], 1)

@@ -7,7 +7,7 @@ import pytest
 from google.protobuf.json_format import ParseDict
 
 from tests.jobs.stage import CALLER, Stage, stage
-from tunesmith.api.jobs.v1 import jobs_pb2, spec_pb2
+from tunesmith.api.jobs.v1 import jobs_pb2, queue_pb2, spec_pb2, verbs_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
 
 GIB = 1 << 30
@@ -19,13 +19,13 @@ async def jobs(tmp_path: Path) -> AsyncIterator[Stage]:
         yield found
 
 
-async def make(jobs: Stage, name: str, change: jobs_pb2.SuggestedChange) -> str:
+async def make(jobs: Stage, name: str, change: queue_pb2.SuggestedChange) -> str:
     """Makes the change as a person would; returns the job that is to start: what a job asks for is frozen."""
     target, value = change.target, change.value
     if target == name and value == "RESUME":
-        await jobs.verbs.resume(jobs_pb2.ResumeJobRequest(name=name), CALLER)
+        await jobs.verbs.resume(verbs_pb2.ResumeJobRequest(name=name), CALLER)
     elif target == "spec.resources.priority":
-        await jobs.verbs.update(jobs_pb2.UpdateJobRequest(name=name, priority=int(value)), CALLER)
+        await jobs.verbs.update(verbs_pb2.UpdateJobRequest(name=name, priority=int(value)), CALLER)
     elif target.startswith("spec.resources."):
         return await _again(jobs, name, target.removeprefix("spec.resources."), value)
     elif target.startswith("nodes/"):
@@ -40,7 +40,7 @@ async def make(jobs: Stage, name: str, change: jobs_pb2.SuggestedChange) -> str:
         await jobs.set_quota(target.split("/")[1], **limits)
     else:
         assert value == "PAUSE"
-        await jobs.verbs.pause(jobs_pb2.PauseJobRequest(name=target), CALLER)
+        await jobs.verbs.pause(verbs_pb2.PauseJobRequest(name=target), CALLER)
         await jobs.report(target, "STOPPING", "CHECKPOINTED")
     return name
 
@@ -197,7 +197,7 @@ async def quota_behind_another_of_the_project(jobs: Stage) -> str:
 async def paused(jobs: Stage) -> str:
     await jobs.node("n1")
     name = await jobs.queue()
-    await jobs.verbs.pause(jobs_pb2.PauseJobRequest(name=name), CALLER)
+    await jobs.verbs.pause(verbs_pb2.PauseJobRequest(name=name), CALLER)
     return name
 
 

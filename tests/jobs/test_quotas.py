@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.jobs.stage import CALLER, Stage, stage
-from tunesmith.api.jobs.v1 import jobs_pb2
+from tunesmith.api.jobs.v1 import queue_pb2
 
 
 @pytest.fixture
@@ -15,24 +15,24 @@ async def jobs(tmp_path: Path) -> AsyncIterator[Stage]:
         yield found
 
 
-async def get(jobs: Stage, project: str) -> jobs_pb2.Quota:
-    return (await jobs.quotas.get(jobs_pb2.GetQuotaRequest(name=f"projects/{project}/quota"))).quota
+async def get(jobs: Stage, project: str) -> queue_pb2.Quota:
+    return (await jobs.quotas.get(queue_pb2.GetQuotaRequest(name=f"projects/{project}/quota"))).quota
 
 
 async def test_a_project_without_a_quota_has_no_limits(jobs: Stage) -> None:
-    assert await get(jobs, "a") == jobs_pb2.Quota(name="projects/a/quota", weight=1)
+    assert await get(jobs, "a") == queue_pb2.Quota(name="projects/a/quota", weight=1)
 
 
 async def test_a_quota_is_set_as_a_whole(jobs: Stage) -> None:
     assert (await jobs.set_quota("a", max_running_jobs=2, weight=3.0)).max_running_jobs == 2
-    assert await get(jobs, "a") == jobs_pb2.Quota(name="projects/a/quota", max_running_jobs=2, weight=3)
+    assert await get(jobs, "a") == queue_pb2.Quota(name="projects/a/quota", max_running_jobs=2, weight=3)
     await jobs.set_quota("a", max_gpus=4)
-    assert await get(jobs, "a") == jobs_pb2.Quota(name="projects/a/quota", max_gpus=4, weight=1)
+    assert await get(jobs, "a") == queue_pb2.Quota(name="projects/a/quota", max_gpus=4, weight=1)
 
 
 async def test_a_repeated_request_sets_it_once(jobs: Stage) -> None:
-    quota = jobs_pb2.Quota(name="projects/a/quota", max_gpus=4)
-    first = jobs_pb2.SetQuotaRequest(request_id="r1", quota=quota)
+    quota = queue_pb2.Quota(name="projects/a/quota", max_gpus=4)
+    first = queue_pb2.SetQuotaRequest(request_id="r1", quota=quota)
     await jobs.quotas.set(first, CALLER)
     await jobs.set_quota("a", max_gpus=9)
     assert (await jobs.quotas.set(first, CALLER)).quota.max_gpus == 4, "the first answer"

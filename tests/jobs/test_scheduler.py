@@ -9,7 +9,7 @@ from sqlalchemy import create_engine, select, text
 
 from tests.jobs.stage import CALLER, Stage, stage
 from tests.support import postgres
-from tunesmith.api.jobs.v1 import jobs_pb2
+from tunesmith.api.jobs.v1 import jobs_pb2, queue_pb2, verbs_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
 from tunesmith_jobs import census
 from tunesmith_jobs.needs import Waiting
@@ -135,7 +135,7 @@ async def test_a_higher_priority_given_later_counts_in_the_next_pass(jobs: Stage
     low, other = await jobs.run(), await jobs.queue()
     await jobs.scheduler.run_once()
     assert await jobs.state(low) == "RUNNING"
-    await jobs.verbs.update(jobs_pb2.UpdateJobRequest(name=other, priority=1), CALLER)
+    await jobs.verbs.update(verbs_pb2.UpdateJobRequest(name=other, priority=1), CALLER)
     await jobs.scheduler.run_once()
     assert await jobs.state(low) == "PAUSING PREEMPTED"
 
@@ -212,7 +212,7 @@ async def test_schedulers_side_by_side_give_nothing_twice(jobs: Stage, url: str)
     assert len(given) == len(set(given)), "a GPU was given twice"
     for number in range(6):
         assert sum(attempt.node == f"n{number}" for attempt in attempts) <= 2
-    used = (await jobs.quotas.get(jobs_pb2.GetQuotaRequest(name="projects/b/quota"))).quota
+    used = (await jobs.quotas.get(queue_pb2.GetQuotaRequest(name="projects/b/quota"))).quota
     assert used.running_jobs <= 3
     assert used.gpus <= 2
     assert len(attempts) >= 9, "they got on with it"
@@ -242,13 +242,13 @@ async def test_the_census_kept_up_to_date_is_the_one_read_anew(jobs: Stage) -> N
     await check()
     await jobs.report(name, "LAUNCHING", "READY", "RUNNING")
     await check()
-    await jobs.verbs.pause(jobs_pb2.PauseJobRequest(name=name), CALLER)
+    await jobs.verbs.pause(verbs_pb2.PauseJobRequest(name=name), CALLER)
     await check()
     await jobs.report(name, "CHECKPOINTED")
     await jobs.fleet.cordon(nodes_pb2.CordonNodeRequest(name="nodes/n1"), CALLER)
     await check()
     assert not kept.waiting
-    await jobs.verbs.resume(jobs_pb2.ResumeJobRequest(name=name), CALLER)
+    await jobs.verbs.resume(verbs_pb2.ResumeJobRequest(name=name), CALLER)
     await check()
     await jobs.verbs.cancel(jobs_pb2.CancelJobRequest(name=name), CALLER)
     await check()

@@ -15,7 +15,7 @@ from tunesmith.cli.session import connect, console
 from tunesmith.cli.table import print_json, print_table
 
 if TYPE_CHECKING:
-    from tunesmith.api.jobs.v1 import jobs_pb2
+    from tunesmith.api.jobs.v1 import queue_pb2
     from tunesmith.faces import Sync
     from tunesmith.job import Job
 
@@ -280,7 +280,7 @@ def explain(ctx: click.Context, job: str, as_json: bool) -> None:
             _print_explanation(found, answer)
 
 
-def _print_explanation(job: Job[Sync], answer: jobs_pb2.ExplainJobResponse) -> None:
+def _print_explanation(job: Job[Sync], answer: queue_pb2.ExplainJobResponse) -> None:
     out = console()
     out.print(f"[bold]{job.display_name}[/bold]  {text.styled_state(job.proto)}")
     if answer.rule:

@@ -11,7 +11,7 @@ from tunesmith.cli.session import connect, console
 from tunesmith.cli.table import print_facts, print_json
 
 if TYPE_CHECKING:
-    from tunesmith.api.jobs.v1 import jobs_pb2
+    from tunesmith.api.jobs.v1 import queue_pb2
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -59,7 +59,7 @@ def set_quota(
         )
 
 
-def _print(found: jobs_pb2.Quota, as_json: bool) -> None:
+def _print(found: queue_pb2.Quota, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return

@@ -5,7 +5,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.faults.sim.laws import Laws
 from tests.faults.sim.world import NUM_NODES, USER, World, spec
-from tunesmith.api.jobs.v1 import jobs_pb2
+from tunesmith.api.jobs.v1 import jobs_pb2, verbs_pb2
 from tunesmith.errors import FailedPrecondition
 from tunesmith_jobs import machine
 
@@ -41,10 +41,10 @@ class Story(RuleBasedStateMachine):
 
     def _ask(self, name: str, verb: str) -> None:
         mode = jobs_pb2.CANCEL_MODE_NOW if verb == "kill" else jobs_pb2.CANCEL_MODE_GRACEFUL
-        rest = jobs_pb2.PAUSE_MODE_LATEST if verb == "latest" else jobs_pb2.PAUSE_MODE_SAVE
+        rest = verbs_pb2.PAUSE_MODE_LATEST if verb == "latest" else verbs_pb2.PAUSE_MODE_SAVE
         cancel = jobs_pb2.CancelJobRequest(name=name, mode=mode)
-        pause = jobs_pb2.PauseJobRequest(name=name, mode=rest)
-        resume = jobs_pb2.ResumeJobRequest(name=name)
+        pause = verbs_pb2.PauseJobRequest(name=name, mode=rest)
+        resume = verbs_pb2.ResumeJobRequest(name=name)
         try:
             if verb in ("cancel", "kill"):
                 self.world.call(lambda service: service.verbs.cancel(cancel, USER))

@@ -4,6 +4,8 @@ import grpc
 import warnings
 
 from tunesmith.api.jobs.v1 import jobs_pb2 as tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2
+from tunesmith.api.jobs.v1 import queue_pb2 as tunesmith_dot_api_dot_jobs_dot_v1_dot_queue__pb2
+from tunesmith.api.jobs.v1 import verbs_pb2 as tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -57,58 +59,58 @@ class JobServiceStub(object):
                 _registered_method=True)
         self.PauseJob = channel.unary_unary(
                 '/tunesmith.api.jobs.v1.JobService/PauseJob',
-                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PauseJobRequest.SerializeToString,
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.PauseJobRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PauseJobResponse.FromString,
                 _registered_method=True)
         self.ResumeJob = channel.unary_unary(
                 '/tunesmith.api.jobs.v1.JobService/ResumeJob',
-                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ResumeJobRequest.SerializeToString,
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.ResumeJobRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ResumeJobResponse.FromString,
                 _registered_method=True)
         self.CheckpointJob = channel.unary_unary(
                 '/tunesmith.api.jobs.v1.JobService/CheckpointJob',
-                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.CheckpointJobRequest.SerializeToString,
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.CheckpointJobRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.CheckpointJobResponse.FromString,
                 _registered_method=True)
         self.ForkJob = channel.unary_unary(
                 '/tunesmith.api.jobs.v1.JobService/ForkJob',
-                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ForkJobRequest.SerializeToString,
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.ForkJobRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ForkJobResponse.FromString,
                 _registered_method=True)
         self.MoveJob = channel.unary_unary(
                 '/tunesmith.api.jobs.v1.JobService/MoveJob',
-                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.MoveJobRequest.SerializeToString,
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.MoveJobRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.MoveJobResponse.FromString,
                 _registered_method=True)
         self.UpdateJob = channel.unary_unary(
                 '/tunesmith.api.jobs.v1.JobService/UpdateJob',
-                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.UpdateJobRequest.SerializeToString,
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.UpdateJobRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.UpdateJobResponse.FromString,
                 _registered_method=True)
         self.DeleteJob = channel.unary_unary(
                 '/tunesmith.api.jobs.v1.JobService/DeleteJob',
-                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.DeleteJobRequest.SerializeToString,
-                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.DeleteJobResponse.FromString,
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.DeleteJobResponse.FromString,
                 _registered_method=True)
         self.ExplainJob = channel.unary_unary(
                 '/tunesmith.api.jobs.v1.JobService/ExplainJob',
-                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ExplainJobRequest.SerializeToString,
-                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ExplainJobResponse.FromString,
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_queue__pb2.ExplainJobRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_queue__pb2.ExplainJobResponse.FromString,
                 _registered_method=True)
         self.PinCheckpoint = channel.unary_unary(
                 '/tunesmith.api.jobs.v1.JobService/PinCheckpoint',
-                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PinCheckpointRequest.SerializeToString,
-                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PinCheckpointResponse.FromString,
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.PinCheckpointRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.PinCheckpointResponse.FromString,
                 _registered_method=True)
         self.GetQuota = channel.unary_unary(
                 '/tunesmith.api.jobs.v1.JobService/GetQuota',
-                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.GetQuotaRequest.SerializeToString,
-                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.GetQuotaResponse.FromString,
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_queue__pb2.GetQuotaRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_queue__pb2.GetQuotaResponse.FromString,
                 _registered_method=True)
         self.SetQuota = channel.unary_unary(
                 '/tunesmith.api.jobs.v1.JobService/SetQuota',
-                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.SetQuotaRequest.SerializeToString,
-                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.SetQuotaResponse.FromString,
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_queue__pb2.SetQuotaRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_queue__pb2.SetQuotaResponse.FromString,
                 _registered_method=True)
         self.WatchJobs = channel.unary_stream(
                 '/tunesmith.api.jobs.v1.JobService/WatchJobs',
@@ -304,58 +306,58 @@ def add_JobServiceServicer_to_server(servicer, server):
             ),
             'PauseJob': grpc.unary_unary_rpc_method_handler(
                     servicer.PauseJob,
-                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PauseJobRequest.FromString,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.PauseJobRequest.FromString,
                     response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PauseJobResponse.SerializeToString,
             ),
             'ResumeJob': grpc.unary_unary_rpc_method_handler(
                     servicer.ResumeJob,
-                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ResumeJobRequest.FromString,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.ResumeJobRequest.FromString,
                     response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ResumeJobResponse.SerializeToString,
             ),
             'CheckpointJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckpointJob,
-                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.CheckpointJobRequest.FromString,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.CheckpointJobRequest.FromString,
                     response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.CheckpointJobResponse.SerializeToString,
             ),
             'ForkJob': grpc.unary_unary_rpc_method_handler(
                     servicer.ForkJob,
-                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ForkJobRequest.FromString,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.ForkJobRequest.FromString,
                     response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ForkJobResponse.SerializeToString,
             ),
             'MoveJob': grpc.unary_unary_rpc_method_handler(
                     servicer.MoveJob,
-                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.MoveJobRequest.FromString,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.MoveJobRequest.FromString,
                     response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.MoveJobResponse.SerializeToString,
             ),
             'UpdateJob': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateJob,
-                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.UpdateJobRequest.FromString,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.UpdateJobRequest.FromString,
                     response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.UpdateJobResponse.SerializeToString,
             ),
             'DeleteJob': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteJob,
-                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.DeleteJobRequest.FromString,
-                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.DeleteJobResponse.SerializeToString,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.DeleteJobRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.DeleteJobResponse.SerializeToString,
             ),
             'ExplainJob': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainJob,
-                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ExplainJobRequest.FromString,
-                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ExplainJobResponse.SerializeToString,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_queue__pb2.ExplainJobRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_queue__pb2.ExplainJobResponse.SerializeToString,
             ),
             'PinCheckpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.PinCheckpoint,
-                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PinCheckpointRequest.FromString,
-                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PinCheckpointResponse.SerializeToString,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.PinCheckpointRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.PinCheckpointResponse.SerializeToString,
             ),
             'GetQuota': grpc.unary_unary_rpc_method_handler(
                     servicer.GetQuota,
-                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.GetQuotaRequest.FromString,
-                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.GetQuotaResponse.SerializeToString,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_queue__pb2.GetQuotaRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_queue__pb2.GetQuotaResponse.SerializeToString,
             ),
             'SetQuota': grpc.unary_unary_rpc_method_handler(
                     servicer.SetQuota,
-                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.SetQuotaRequest.FromString,
-                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.SetQuotaResponse.SerializeToString,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_queue__pb2.SetQuotaRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_queue__pb2.SetQuotaResponse.SerializeToString,
             ),
             'WatchJobs': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJobs,
@@ -512,7 +514,7 @@ class JobService(object):
             request,
             target,
             '/tunesmith.api.jobs.v1.JobService/PauseJob',
-            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PauseJobRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.PauseJobRequest.SerializeToString,
             tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PauseJobResponse.FromString,
             options,
             channel_credentials,
@@ -539,7 +541,7 @@ class JobService(object):
             request,
             target,
             '/tunesmith.api.jobs.v1.JobService/ResumeJob',
-            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ResumeJobRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.ResumeJobRequest.SerializeToString,
             tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ResumeJobResponse.FromString,
             options,
             channel_credentials,
@@ -566,7 +568,7 @@ class JobService(object):
             request,
             target,
             '/tunesmith.api.jobs.v1.JobService/CheckpointJob',
-            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.CheckpointJobRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.CheckpointJobRequest.SerializeToString,
             tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.CheckpointJobResponse.FromString,
             options,
             channel_credentials,
@@ -593,7 +595,7 @@ class JobService(object):
             request,
             target,
             '/tunesmith.api.jobs.v1.JobService/ForkJob',
-            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ForkJobRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.ForkJobRequest.SerializeToString,
             tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ForkJobResponse.FromString,
             options,
             channel_credentials,
@@ -620,7 +622,7 @@ class JobService(object):
             request,
             target,
             '/tunesmith.api.jobs.v1.JobService/MoveJob',
-            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.MoveJobRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.MoveJobRequest.SerializeToString,
             tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.MoveJobResponse.FromString,
             options,
             channel_credentials,
@@ -647,7 +649,7 @@ class JobService(object):
             request,
             target,
             '/tunesmith.api.jobs.v1.JobService/UpdateJob',
-            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.UpdateJobRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.UpdateJobRequest.SerializeToString,
             tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.UpdateJobResponse.FromString,
             options,
             channel_credentials,
@@ -674,8 +676,8 @@ class JobService(object):
             request,
             target,
             '/tunesmith.api.jobs.v1.JobService/DeleteJob',
-            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.DeleteJobRequest.SerializeToString,
-            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.DeleteJobResponse.FromString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.DeleteJobRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.DeleteJobResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -701,8 +703,8 @@ class JobService(object):
             request,
             target,
             '/tunesmith.api.jobs.v1.JobService/ExplainJob',
-            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ExplainJobRequest.SerializeToString,
-            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.ExplainJobResponse.FromString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_queue__pb2.ExplainJobRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_queue__pb2.ExplainJobResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -728,8 +730,8 @@ class JobService(object):
             request,
             target,
             '/tunesmith.api.jobs.v1.JobService/PinCheckpoint',
-            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PinCheckpointRequest.SerializeToString,
-            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.PinCheckpointResponse.FromString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.PinCheckpointRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_verbs__pb2.PinCheckpointResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -755,8 +757,8 @@ class JobService(object):
             request,
             target,
             '/tunesmith.api.jobs.v1.JobService/GetQuota',
-            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.GetQuotaRequest.SerializeToString,
-            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.GetQuotaResponse.FromString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_queue__pb2.GetQuotaRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_queue__pb2.GetQuotaResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -782,8 +784,8 @@ class JobService(object):
             request,
             target,
             '/tunesmith.api.jobs.v1.JobService/SetQuota',
-            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.SetQuotaRequest.SerializeToString,
-            tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2.SetQuotaResponse.FromString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_queue__pb2.SetQuotaRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_queue__pb2.SetQuotaResponse.FromString,
             options,
             channel_credentials,
             insecure,

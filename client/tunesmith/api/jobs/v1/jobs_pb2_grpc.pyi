@@ -6,6 +6,8 @@ The jobs service: accepts, queues, schedules and follows fine-tuning jobs."""
 from collections import abc as _abc
 from grpc import aio as _aio
 from tunesmith.api.jobs.v1 import jobs_pb2 as _jobs_pb2
+from tunesmith.api.jobs.v1 import queue_pb2 as _queue_pb2
+from tunesmith.api.jobs.v1 import verbs_pb2 as _verbs_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -46,38 +48,38 @@ class JobServiceStub:
     job's state. Cancelling a job that is being cancelled is harmless; a finished job refuses
     with FAILED_PRECONDITION.
     """
-    PauseJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.PauseJobRequest, _jobs_pb2.PauseJobResponse]
+    PauseJob: _grpc.UnaryUnaryMultiCallable[_verbs_pb2.PauseJobRequest, _jobs_pb2.PauseJobResponse]
     """Rests a job with a checkpoint and gives its nodes back. Pausing a job that is being paused is
     harmless; a finished one refuses with FAILED_PRECONDITION. A pause that takes longer than its
     deadline falls back to the last committed checkpoint; it never fails the job.
     """
-    ResumeJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]
+    ResumeJob: _grpc.UnaryUnaryMultiCallable[_verbs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]
     """Queues a paused job again."""
-    CheckpointJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.CheckpointJobRequest, _jobs_pb2.CheckpointJobResponse]
+    CheckpointJob: _grpc.UnaryUnaryMultiCallable[_verbs_pb2.CheckpointJobRequest, _jobs_pb2.CheckpointJobResponse]
     """Asks a running job for a durable checkpoint; it goes on. The outcome is in ListCheckpoints."""
-    ForkJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ForkJobRequest, _jobs_pb2.ForkJobResponse]
+    ForkJob: _grpc.UnaryUnaryMultiCallable[_verbs_pb2.ForkJobRequest, _jobs_pb2.ForkJobResponse]
     """Makes a new job that goes on from a checkpoint of another, with edits to its spec. Without edits it
     ends with the same weights as its parent.
     """
-    MoveJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.MoveJobRequest, _jobs_pb2.MoveJobResponse]
+    MoveJob: _grpc.UnaryUnaryMultiCallable[_verbs_pb2.MoveJobRequest, _jobs_pb2.MoveJobResponse]
     """Takes a running job to another node: the target fetches model, data and checkpoint while the job
     trains on, then it changes over at a step boundary.
     """
-    UpdateJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.UpdateJobRequest, _jobs_pb2.UpdateJobResponse]
+    UpdateJob: _grpc.UnaryUnaryMultiCallable[_verbs_pb2.UpdateJobRequest, _jobs_pb2.UpdateJobResponse]
     """Changes what may change in a job: priority, labels, deadlines. The scheduler's next pass sees it."""
-    DeleteJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]
+    DeleteJob: _grpc.UnaryUnaryMultiCallable[_verbs_pb2.DeleteJobRequest, _verbs_pb2.DeleteJobResponse]
     """Hides a finished job for good. Its versions and curves stay."""
-    ExplainJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ExplainJobRequest, _jobs_pb2.ExplainJobResponse]
+    ExplainJob: _grpc.UnaryUnaryMultiCallable[_queue_pb2.ExplainJobRequest, _queue_pb2.ExplainJobResponse]
     """Says why a job does not run: the rule that blocks it on each node, and the smallest change that
     would start it.
     """
-    PinCheckpoint: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.PinCheckpointRequest, _jobs_pb2.PinCheckpointResponse]
+    PinCheckpoint: _grpc.UnaryUnaryMultiCallable[_verbs_pb2.PinCheckpointRequest, _verbs_pb2.PinCheckpointResponse]
     """Keeps a checkpoint whatever the retention rules say, or lets it go again. The registry lists checkpoints
     (ModelService.ListCheckpoints); the rules are applied here.
     """
-    GetQuota: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetQuotaRequest, _jobs_pb2.GetQuotaResponse]
+    GetQuota: _grpc.UnaryUnaryMultiCallable[_queue_pb2.GetQuotaRequest, _queue_pb2.GetQuotaResponse]
     """Returns a project's quota and what it uses of it."""
-    SetQuota: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.SetQuotaRequest, _jobs_pb2.SetQuotaResponse]
+    SetQuota: _grpc.UnaryUnaryMultiCallable[_queue_pb2.SetQuotaRequest, _queue_pb2.SetQuotaResponse]
     """Sets a project's quota. A quota below what is in use stops new starts; nothing is killed."""
     WatchJobs: _grpc.UnaryStreamMultiCallable[_jobs_pb2.WatchJobsRequest, _jobs_pb2.WatchJobsResponse]
     """Streams jobs as they change: first those changed after `from_revision`, then each change.
@@ -108,38 +110,38 @@ class JobServiceAsyncStub(JobServiceStub):
     job's state. Cancelling a job that is being cancelled is harmless; a finished job refuses
     with FAILED_PRECONDITION.
     """
-    PauseJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.PauseJobRequest, _jobs_pb2.PauseJobResponse]  # type: ignore[assignment]
+    PauseJob: _aio.UnaryUnaryMultiCallable[_verbs_pb2.PauseJobRequest, _jobs_pb2.PauseJobResponse]  # type: ignore[assignment]
     """Rests a job with a checkpoint and gives its nodes back. Pausing a job that is being paused is
     harmless; a finished one refuses with FAILED_PRECONDITION. A pause that takes longer than its
     deadline falls back to the last committed checkpoint; it never fails the job.
     """
-    ResumeJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]  # type: ignore[assignment]
+    ResumeJob: _aio.UnaryUnaryMultiCallable[_verbs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]  # type: ignore[assignment]
     """Queues a paused job again."""
-    CheckpointJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CheckpointJobRequest, _jobs_pb2.CheckpointJobResponse]  # type: ignore[assignment]
+    CheckpointJob: _aio.UnaryUnaryMultiCallable[_verbs_pb2.CheckpointJobRequest, _jobs_pb2.CheckpointJobResponse]  # type: ignore[assignment]
     """Asks a running job for a durable checkpoint; it goes on. The outcome is in ListCheckpoints."""
-    ForkJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ForkJobRequest, _jobs_pb2.ForkJobResponse]  # type: ignore[assignment]
+    ForkJob: _aio.UnaryUnaryMultiCallable[_verbs_pb2.ForkJobRequest, _jobs_pb2.ForkJobResponse]  # type: ignore[assignment]
     """Makes a new job that goes on from a checkpoint of another, with edits to its spec. Without edits it
     ends with the same weights as its parent.
     """
-    MoveJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.MoveJobRequest, _jobs_pb2.MoveJobResponse]  # type: ignore[assignment]
+    MoveJob: _aio.UnaryUnaryMultiCallable[_verbs_pb2.MoveJobRequest, _jobs_pb2.MoveJobResponse]  # type: ignore[assignment]
     """Takes a running job to another node: the target fetches model, data and checkpoint while the job
     trains on, then it changes over at a step boundary.
     """
-    UpdateJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.UpdateJobRequest, _jobs_pb2.UpdateJobResponse]  # type: ignore[assignment]
+    UpdateJob: _aio.UnaryUnaryMultiCallable[_verbs_pb2.UpdateJobRequest, _jobs_pb2.UpdateJobResponse]  # type: ignore[assignment]
     """Changes what may change in a job: priority, labels, deadlines. The scheduler's next pass sees it."""
-    DeleteJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]  # type: ignore[assignment]
+    DeleteJob: _aio.UnaryUnaryMultiCallable[_verbs_pb2.DeleteJobRequest, _verbs_pb2.DeleteJobResponse]  # type: ignore[assignment]
     """Hides a finished job for good. Its versions and curves stay."""
-    ExplainJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ExplainJobRequest, _jobs_pb2.ExplainJobResponse]  # type: ignore[assignment]
+    ExplainJob: _aio.UnaryUnaryMultiCallable[_queue_pb2.ExplainJobRequest, _queue_pb2.ExplainJobResponse]  # type: ignore[assignment]
     """Says why a job does not run: the rule that blocks it on each node, and the smallest change that
     would start it.
     """
-    PinCheckpoint: _aio.UnaryUnaryMultiCallable[_jobs_pb2.PinCheckpointRequest, _jobs_pb2.PinCheckpointResponse]  # type: ignore[assignment]
+    PinCheckpoint: _aio.UnaryUnaryMultiCallable[_verbs_pb2.PinCheckpointRequest, _verbs_pb2.PinCheckpointResponse]  # type: ignore[assignment]
     """Keeps a checkpoint whatever the retention rules say, or lets it go again. The registry lists checkpoints
     (ModelService.ListCheckpoints); the rules are applied here.
     """
-    GetQuota: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetQuotaRequest, _jobs_pb2.GetQuotaResponse]  # type: ignore[assignment]
+    GetQuota: _aio.UnaryUnaryMultiCallable[_queue_pb2.GetQuotaRequest, _queue_pb2.GetQuotaResponse]  # type: ignore[assignment]
     """Returns a project's quota and what it uses of it."""
-    SetQuota: _aio.UnaryUnaryMultiCallable[_jobs_pb2.SetQuotaRequest, _jobs_pb2.SetQuotaResponse]  # type: ignore[assignment]
+    SetQuota: _aio.UnaryUnaryMultiCallable[_queue_pb2.SetQuotaRequest, _queue_pb2.SetQuotaResponse]  # type: ignore[assignment]
     """Sets a project's quota. A quota below what is in use stops new starts; nothing is killed."""
     WatchJobs: _aio.UnaryStreamMultiCallable[_jobs_pb2.WatchJobsRequest, _jobs_pb2.WatchJobsResponse]  # type: ignore[assignment]
     """Streams jobs as they change: first those changed after `from_revision`, then each change.
@@ -195,7 +197,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def PauseJob(
         self,
-        request: _jobs_pb2.PauseJobRequest,
+        request: _verbs_pb2.PauseJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.PauseJobResponse, _abc.Awaitable[_jobs_pb2.PauseJobResponse]]:
         """Rests a job with a checkpoint and gives its nodes back. Pausing a job that is being paused is
@@ -206,7 +208,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ResumeJob(
         self,
-        request: _jobs_pb2.ResumeJobRequest,
+        request: _verbs_pb2.ResumeJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.ResumeJobResponse, _abc.Awaitable[_jobs_pb2.ResumeJobResponse]]:
         """Queues a paused job again."""
@@ -214,7 +216,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def CheckpointJob(
         self,
-        request: _jobs_pb2.CheckpointJobRequest,
+        request: _verbs_pb2.CheckpointJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.CheckpointJobResponse, _abc.Awaitable[_jobs_pb2.CheckpointJobResponse]]:
         """Asks a running job for a durable checkpoint; it goes on. The outcome is in ListCheckpoints."""
@@ -222,7 +224,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ForkJob(
         self,
-        request: _jobs_pb2.ForkJobRequest,
+        request: _verbs_pb2.ForkJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.ForkJobResponse, _abc.Awaitable[_jobs_pb2.ForkJobResponse]]:
         """Makes a new job that goes on from a checkpoint of another, with edits to its spec. Without edits it
@@ -232,7 +234,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def MoveJob(
         self,
-        request: _jobs_pb2.MoveJobRequest,
+        request: _verbs_pb2.MoveJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.MoveJobResponse, _abc.Awaitable[_jobs_pb2.MoveJobResponse]]:
         """Takes a running job to another node: the target fetches model, data and checkpoint while the job
@@ -242,7 +244,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def UpdateJob(
         self,
-        request: _jobs_pb2.UpdateJobRequest,
+        request: _verbs_pb2.UpdateJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.UpdateJobResponse, _abc.Awaitable[_jobs_pb2.UpdateJobResponse]]:
         """Changes what may change in a job: priority, labels, deadlines. The scheduler's next pass sees it."""
@@ -250,17 +252,17 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def DeleteJob(
         self,
-        request: _jobs_pb2.DeleteJobRequest,
+        request: _verbs_pb2.DeleteJobRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_jobs_pb2.DeleteJobResponse, _abc.Awaitable[_jobs_pb2.DeleteJobResponse]]:
+    ) -> _typing.Union[_verbs_pb2.DeleteJobResponse, _abc.Awaitable[_verbs_pb2.DeleteJobResponse]]:
         """Hides a finished job for good. Its versions and curves stay."""
 
     @_abc_1.abstractmethod
     def ExplainJob(
         self,
-        request: _jobs_pb2.ExplainJobRequest,
+        request: _queue_pb2.ExplainJobRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_jobs_pb2.ExplainJobResponse, _abc.Awaitable[_jobs_pb2.ExplainJobResponse]]:
+    ) -> _typing.Union[_queue_pb2.ExplainJobResponse, _abc.Awaitable[_queue_pb2.ExplainJobResponse]]:
         """Says why a job does not run: the rule that blocks it on each node, and the smallest change that
         would start it.
         """
@@ -268,9 +270,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def PinCheckpoint(
         self,
-        request: _jobs_pb2.PinCheckpointRequest,
+        request: _verbs_pb2.PinCheckpointRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_jobs_pb2.PinCheckpointResponse, _abc.Awaitable[_jobs_pb2.PinCheckpointResponse]]:
+    ) -> _typing.Union[_verbs_pb2.PinCheckpointResponse, _abc.Awaitable[_verbs_pb2.PinCheckpointResponse]]:
         """Keeps a checkpoint whatever the retention rules say, or lets it go again. The registry lists checkpoints
         (ModelService.ListCheckpoints); the rules are applied here.
         """
@@ -278,17 +280,17 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def GetQuota(
         self,
-        request: _jobs_pb2.GetQuotaRequest,
+        request: _queue_pb2.GetQuotaRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_jobs_pb2.GetQuotaResponse, _abc.Awaitable[_jobs_pb2.GetQuotaResponse]]:
+    ) -> _typing.Union[_queue_pb2.GetQuotaResponse, _abc.Awaitable[_queue_pb2.GetQuotaResponse]]:
         """Returns a project's quota and what it uses of it."""
 
     @_abc_1.abstractmethod
     def SetQuota(
         self,
-        request: _jobs_pb2.SetQuotaRequest,
+        request: _queue_pb2.SetQuotaRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_jobs_pb2.SetQuotaResponse, _abc.Awaitable[_jobs_pb2.SetQuotaResponse]]:
+    ) -> _typing.Union[_queue_pb2.SetQuotaResponse, _abc.Awaitable[_queue_pb2.SetQuotaResponse]]:
         """Sets a project's quota. A quota below what is in use stops new starts; nothing is killed."""
 
     @_abc_1.abstractmethod
