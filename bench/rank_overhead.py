@@ -1,7 +1,7 @@
 """What exact sums over two ranks cost beside plain DDP, on the same batches in one run.
 
-`python -m bench.rank_overhead [--model FOLDER] [--steps N] [--rounds N]`: two processes of gloo; rounds of ours
-and of DDP alternate and the least wall time a step counts. The last line is JSON.
+`python -m bench.rank_overhead [--model FOLDER]`: two processes of gloo; rounds of ours and of DDP alternate
+and the least wall time a step counts. The last line is JSON.
 """
 
 # ruff: noqa: E402 - run from a checkout, the packages must be put on the path first

@@ -77,7 +77,7 @@ def ours(zygote: support.Zygote, folder: Path, base: Path, case: str) -> bool:
     other = support.make_run(folder / "other", base, dataset, job)
     assert storm.Crew(zygote.start, calm, 1).end() == [0], support.log_of(calm)
     # The third step's second micro-batch; with nothing special, between the steps.
-    stop = {"stop_at": "TRAIN_BATCH_LOAD" if case == "plain" else "TRAIN_BATCH_FORWARD"}
+    stop: dict[str, Any] = {"stop_at": "TRAIN_BATCH_LOAD" if case == "plain" else "TRAIN_BATCH_FORWARD"}
     assert storm.Crew(zygote.start, other, 1, visit=2 * STOP_AT + (case == "plain"), **stop).end() == [75], (
         support.log_of(other)
     )
@@ -170,6 +170,7 @@ def hugging_face(folder: str, base: str, case: str, stop: bool, resume: bool, ra
         def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if stop and case == "accumulation" and state.global_step == STOP_AT - 1:
                 jit = next(item for item in handler.callbacks if isinstance(item, JITCheckpointCallback))
+                assert jit.jit_manager is not None
                 jit.jit_manager.kill_wait = 0
                 os.kill(os.getpid(), signal.SIGTERM)
                 while not jit.jit_manager.is_checkpoint_requested:

@@ -108,11 +108,11 @@ def saver(module: Any, optimizer: torch.optim.Optimizer, folder: Path) -> Callab
     trainer = Trainer(
         model=module,
         args=arguments,
-        optimizers=(optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)),
+        optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)),
     )
 
     def save() -> None:
-        trainer._save_checkpoint(trainer.model, trial=None)
+        trainer._save_checkpoint(module, trial=None)
 
     return save
 

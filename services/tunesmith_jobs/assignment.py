@@ -2,11 +2,19 @@
 
 from tunesmith.api.jobs.v1 import jobs_pb2
 from tunesmith.api.nodes.v1 import events_pb2 as node_events_pb2
+from tunesmith_jobs.change import JobChange
 from tunesmith_jobs.tables import AttemptRow
 
 
-def assignment(job: jobs_pb2.Job, attempt: AttemptRow) -> node_events_pb2.NodeCommand:
-    """Returns the command to start `attempt` of `job`, from the job's newest checkpoint."""
+def assign(change: JobChange, attempt: AttemptRow) -> None:
+    """Tells each of an attempt's nodes to start its part."""
+    for node in attempt.gpus:
+        change.command(attempt, "assign", assignment(change.job, attempt, node), node)
+
+
+def assignment(job: jobs_pb2.Job, attempt: AttemptRow, node: str) -> node_events_pb2.NodeCommand:
+    """Returns the command to start a node's part of `attempt`, from the job's newest checkpoint."""
+    nodes = list(attempt.gpus)
     assign = node_events_pb2.AssignAttempt(
         spec=job.spec,
         spec_digest=job.spec_digest,
@@ -14,11 +22,14 @@ def assignment(job: jobs_pb2.Job, attempt: AttemptRow) -> node_events_pb2.NodeCo
         dataset_digest=job.dataset.digest,
         checkpoint_digest=job.checkpoint.digest,
         checkpoint_step=job.checkpoint.step,
-        gpus=attempt.gpus,
+        gpus=attempt.gpus[node],
         display_name=job.display_name,
         samples=job.samples,
         forked=bool(job.checkpoint.digest) and job.checkpoint.digest == job.forked_from.digest,
         accept_drift=job.accept_drift,
         micro_batch_divisor=job.micro_batch_divisor,
+        nodes=nodes,
+        node_rank=nodes.index(node),
+        rendezvous=attempt.rendezvous,
     )
     return node_events_pb2.NodeCommand(assign=assign)

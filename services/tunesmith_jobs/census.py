@@ -139,7 +139,7 @@ def running_of(row: Any, job: jobs_pb2.Job, attempt: AttemptRow) -> Running:
         job_id=row.id,
         project=row.project,
         priority=job.spec.resources.priority,
-        gpus={attempt.node: tuple(attempt.gpus)},
+        gpus=attempt.gpus,
         ending=row.state in _ENDING,
         held_for=attempt.held_for,
         move_to=job.move.node if moves else "",

@@ -9,6 +9,8 @@ from tunesmith_jobs import machine
 from tunesmith_jobs.change import JobChange, save_attempt, save_node
 from tunesmith_jobs.tables import AttemptRow, NodeRow
 
+_BY_ITSELF = (state_pb2.ATTEMPT_STATE_COMPLETED, state_pb2.ATTEMPT_STATE_CHECKPOINTED)
+
 
 def end_attempt(
     change: JobChange,
@@ -38,7 +40,20 @@ def end_attempt(
         job.ClearField("move")
     change.row.last_node = row.node
     change.move(outcome, _late(job) if outcome.reason == state_pb2.STATE_REASON_RUN_DEADLINE else failure)
-    free_node(change, row.node)
+    for node in sorted(row.gpus):
+        free_node(change, node)
+    if end not in _BY_ITSELF:
+        _end_others(change, row)
+
+
+def _end_others(change: JobChange, row: AttemptRow) -> None:
+    """Ends what may be left of an attempt on several nodes, but on the one whose agent told of the end."""
+    for node in list(row.gpus) if len(row.gpus) > 1 else ():
+        if f"nodes/{node}" == change.actor:
+            continue
+        command = node_events_pb2.NodeCommand()
+        command.kill.SetInParent()
+        change.command(row, "kill", command, node)
 
 
 def _spend(change: JobChange, kind: state_pb2.FailureClass.ValueType) -> None:

@@ -18,7 +18,7 @@ from tunesmith_jobs.ending import end_attempt
 from tunesmith_jobs.moves import node_row
 from tunesmith_jobs.stopping import stop_attempt
 from tunesmith_jobs.store import Caller
-from tunesmith_jobs.tables import REQUESTS, REVISION, AttemptRow, JobRow, NodeRow
+from tunesmith_jobs.tables import REQUESTS, REVISION, AttemptRow, JobRow, NodeRow, holds
 from tunesmith_kit import names
 from tunesmith_kit.clock import Clock
 from tunesmith_kit.db import Database, current_revision
@@ -28,6 +28,12 @@ _JOB = "projects/*/jobs/*"
 # Closed by an operator: only an operator opens them again, whatever their agents do.
 CLOSED = (nodes_pb2.NODE_STATE_CORDONED, nodes_pb2.NODE_STATE_DRAINING)
 A = TypeVar("A", bound=Message)
+
+_EARLY = (
+    state_pb2.ATTEMPT_STATE_RESERVED,
+    state_pb2.ATTEMPT_STATE_LAUNCHING,
+    state_pb2.ATTEMPT_STATE_READY,
+)
 
 
 class FleetStore:
@@ -72,7 +78,9 @@ class FleetStore:
         """Ends attempts that the database gives to the node and a freshly started agent knows nothing of."""
         known = {(names.parse(_JOB, job)[1], epoch) for job, epoch in request.attempts.items()}
         for row in _live(session, node=request.node_id):
-            launched = row.state != state_pb2.ATTEMPT_STATE_RESERVED
+            # Another node of a gang may not have heard of it yet when the first one has launched.
+            early = (state_pb2.ATTEMPT_STATE_RESERVED,) if row.node == request.node_id else _EARLY
+            launched = row.state not in early
             if launched and (row.job_id, row.epoch) not in known:
                 failure = state_pb2.Failure(
                     failure_class=state_pb2.FAILURE_CLASS_INFRA,
@@ -152,8 +160,9 @@ class FleetStore:
     def _clear_one(self, session: Session, job_id: str, epoch: int, actor: str) -> None:
         row = session.get_one(JobRow, job_id, with_for_update=True)
         attempt = session.get(AttemptRow, (job_id, epoch))
-        node = session.get(NodeRow, attempt.node) if attempt is not None else None
-        if attempt is None or node is None or node.state != nodes_pb2.NODE_STATE_DRAINING:
+        found = [session.get(NodeRow, node) for node in attempt.gpus] if attempt is not None else []
+        draining = any(n is not None and n.state == nodes_pb2.NODE_STATE_DRAINING for n in found)
+        if attempt is None or not draining:
             return
         change = JobChange(session, row, actor, self._clock.now())
         if stop_attempt(change, attempt, state_pb2.STATE_REASON_DRAINED):
@@ -232,7 +241,7 @@ class FleetStore:
 
         return await self._db.read(read)
 
-    async def give_up(self, job_id: str, epoch: int) -> None:
+    async def give_up(self, job_id: str, epoch: int, node_id: str) -> None:
         """Ends an attempt whose node stayed away longer than its grace; its job gets a new one."""
 
         def act(session: Session) -> None:
@@ -242,7 +251,7 @@ class FleetStore:
             failure = state_pb2.Failure(
                 failure_class=state_pb2.FAILURE_CLASS_NODE_LOST,
                 reason="LEASE_EXPIRED",
-                message=f"node {row.node} was not heard of for its lease and for retry.unreachable_grace",
+                message=f"node {node_id} was not heard of for its lease and for retry.unreachable_grace",
             )
             _end(session, row, state_pb2.ATTEMPT_STATE_LOST, failure, "service/jobs", self._clock.now())
 
@@ -250,7 +259,7 @@ class FleetStore:
 
 
 def _live(session: Session, node: str) -> Sequence[AttemptRow]:
-    query = select(AttemptRow).where(col(AttemptRow.node) == node, col(AttemptRow.ended).is_(False))
+    query = select(AttemptRow).where(holds([node]), col(AttemptRow.ended).is_(False))
     return session.execute(query).scalars().all()
 
 

@@ -52,4 +52,4 @@ class LeaseMonitor:
             # Both count from the last renewal: a dead node costs its jobs the longer of the two, not both.
             if self._watcher.expired(key, max(self._ttl, grace.total_seconds())):
                 log.warning("attempt given up", extra={"node": node_id, "job": job_id, "epoch": epoch})
-                await self._fleet.give_up(job_id, epoch)
+                await self._fleet.give_up(job_id, epoch, node_id)

@@ -16,7 +16,7 @@ from tunesmith.errors import FailedPrecondition, NotFound
 from tunesmith_jobs import machine
 from tunesmith_jobs.change import JobChange
 from tunesmith_jobs.stopping import live_attempt, stop_attempt
-from tunesmith_jobs.tables import AttemptRow, JobRow, NodeRow
+from tunesmith_jobs.tables import AttemptRow, JobRow, NodeRow, holds
 
 TRAINS = (machine.STARTING, machine.RUNNING)
 
@@ -88,6 +88,8 @@ def ask(change: JobChange, attempt: AttemptRow) -> None:
 def _unfit(change: JobChange, attempt: AttemptRow, row: NodeRow) -> str:
     """Returns why a node cannot take a running job, or nothing."""
     node, need = nodes_pb2.Node.FromString(row.body), change.job.spec.resources
+    if len(attempt.gpus) > 1:
+        return "jobs over several nodes are not moved; pause it and resume it"
     if row.id == attempt.node:
         return "it runs there already"
     if node.state != nodes_pb2.NODE_STATE_READY:
@@ -99,16 +101,14 @@ def _unfit(change: JobChange, attempt: AttemptRow, row: NodeRow) -> str:
     if node.capacity.memory_bytes < need.memory_bytes:
         return f"it has {node.capacity.memory_bytes} bytes of memory"
     live = (
-        change.session.execute(
-            select(AttemptRow).where(col(AttemptRow.node) == row.id, col(AttemptRow.ended).is_(False))
-        )
+        change.session.execute(select(AttemptRow).where(holds([row.id]), col(AttemptRow.ended).is_(False)))
         .scalars()
         .all()
     )
     coming = change.session.execute(select(func.count()).where(col(JobRow.move_node) == row.id)).scalar_one()
     if len(live) + coming >= node.capacity.slots:
         return f"all of its {node.capacity.slots} slots are taken"
-    busy = {gpu for other in live for gpu in other.gpus}
+    busy = {gpu for other in live for gpu in other.gpus[row.id]}
     free = [gpu for gpu in node.capacity.gpus if gpu.index not in busy]
     return f"{len(free)} of its GPUs are free" if len(free) < need.gpus_per_node else ""
 

@@ -50,9 +50,11 @@ class Reports:
             row = find(session, project, job_id, even_deleted=True)
             change = JobChange(session, row, f"nodes/{request.node}", self._clock.now())
             attempt = session.get(AttemptRow, (row.id, request.epoch))
-            in_force = attempt is not None and attempt.node == request.node and not attempt.ended
+            in_force = attempt is not None and request.node in attempt.gpus and not attempt.ended
             if attempt is None or not in_force or request.epoch != change.job.epoch:
                 return _refuse(change, attempt, request)
+            if request.node != attempt.node:
+                return _take_from_member(change, attempt, request)
             if _take_over(change, attempt, request, mttf):
                 change.save()
             return wanted(change, attempt)
@@ -112,8 +114,10 @@ def wanted(change: JobChange, attempt: AttemptRow) -> nodes_pb2.ReportAttemptRes
 def _refuse(
     change: JobChange, row: AttemptRow | None, request: nodes_pb2.ReportAttemptRequest
 ) -> nodes_pb2.ReportAttemptResponse | FailedPrecondition:
-    if row is not None and row.ended and row.state == request.state and row.node == request.node:
-        return wanted(change, row)  # the same end reported again: the first answer was lost
+    if row is not None and row.ended and request.node in row.gpus:
+        ended_again = request.state in machine.ATTEMPT_ENDS and request.node != row.node
+        if row.state == request.state or ended_again:
+            return wanted(change, row)  # reported again: the first answer was lost; or another node's part
     change.say(
         "stale_report_refused",
         events_pb2.StaleReportRefused(
@@ -128,6 +132,16 @@ def _refuse(
         value=request.epoch,
         remedy=f"end its processes; the job's epoch is {change.job.epoch}",
     )
+
+
+def _take_from_member(
+    change: JobChange, row: AttemptRow, request: nodes_pb2.ReportAttemptRequest
+) -> nodes_pb2.ReportAttemptResponse:
+    """Takes a report of a node that is not the first of its attempt: only a failure of its ranks counts."""
+    if request.state == state_pb2.ATTEMPT_STATE_FAILED and request.HasField("failure"):
+        end_attempt(change, row, request.state, request.failure)
+        change.save()
+    return wanted(change, row)
 
 
 def _take_over(

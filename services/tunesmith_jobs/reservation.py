@@ -4,6 +4,7 @@ Any number of replicas may decide at once. A row that somebody else has locked i
 for, and the next pass looks again: so the scheduler can be part of no deadlock.
 """
 
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
@@ -16,14 +17,14 @@ from tunesmith.api.common.v1 import common_pb2
 from tunesmith.api.jobs.v1 import jobs_pb2, state_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
 from tunesmith_jobs import deadlines, machine
-from tunesmith_jobs.assignment import assignment
+from tunesmith_jobs.assignment import assign
 from tunesmith_jobs.census import node_of
 from tunesmith_jobs.change import JobChange, save_node
 from tunesmith_jobs.needs import Quota, Usage, over_quota
 from tunesmith_jobs.placement import Blocked, Placement, Preemption
 from tunesmith_jobs.room import Room, Running
 from tunesmith_jobs.stopping import stop_attempt
-from tunesmith_jobs.tables import REVISION, AttemptRow, JobRow, NodeRow, QuotaRow
+from tunesmith_jobs.tables import REVISION, AttemptRow, JobRow, NodeRow, QuotaRow, holds, members
 from tunesmith_kit.clock import Clock
 
 ACTOR = "service/jobs"
@@ -60,10 +61,12 @@ class Reservations:
         change.job.epoch += 1
         _clear_note(change.job)
         gpus = [nodes.give(placement, name, change.job.name) for name in placement.nodes]
-        attempt = _attempt(change, placement.nodes, gpus[0])
+        attempt = _attempt(change, list(zip(placement.nodes, map(list, gpus), strict=True)))
+        if len(placement.nodes) > 1:
+            attempt.rendezvous = f"{nodes.address(attempt.node)}:{_port(attempt)}"
         session.add(attempt)
         change.move(machine.Outcome(machine.STARTING))
-        change.command(attempt, "assign", assignment(change.job, attempt))
+        assign(change, attempt)
         change.save()
 
     def preempt(self, session: Session, preemption: Preemption) -> bool:
@@ -133,10 +136,8 @@ class _Nodes:
     def __init__(self, session: Session, names: Sequence[str]) -> None:
         self._rows = _locked(session, NodeRow, col(NodeRow.id), names)
         self._nodes = {name: nodes_pb2.Node.FromString(row.body) for name, row in self._rows.items()}
-        live = select(AttemptRow).where(col(AttemptRow.node).in_(names), col(AttemptRow.ended).is_(False))
-        running = [
-            Running(row.job_id, "", 0, {row.node: tuple(row.gpus)}) for row in session.execute(live).scalars()
-        ]
+        live = select(AttemptRow).where(holds(names), col(AttemptRow.ended).is_(False))
+        running = [Running(row.job_id, "", 0, row.gpus) for row in session.execute(live).scalars()]
         self._room = Room(map(node_of, self._nodes.values()), running)
         self._given: set[str] = set()
 
@@ -148,6 +149,10 @@ class _Nodes:
         self._given.add(name)
         self._nodes[name].jobs.append(job)
         return self._room.take(placement.job.need, name)
+
+    def address(self, name: str) -> str:
+        """Where other nodes reach this one."""
+        return self._nodes[name].address or name
 
     def save(self, session: Session, clock: Clock) -> None:
         for name in sorted(self._given):
@@ -182,18 +187,23 @@ class _Limits:
 
 def usage_of(session: Session, projects: Sequence[str]) -> dict[str, Usage]:
     """Returns what projects use now: the attempts that hold nodes."""
-    query = select(col(JobRow.project), col(AttemptRow.gpus)).join(
+    query = select(col(JobRow.project), col(AttemptRow.places)).join(
         AttemptRow, col(AttemptRow.job_id) == col(JobRow.id)
     )
     query = query.where(col(AttemptRow.ended).is_(False), col(JobRow.project).in_(projects))
     usage: dict[str, Usage] = defaultdict(Usage)
     for row in session.execute(query):
-        usage[row.project].add(1, len(row.gpus))
+        usage[row.project].add(len(row.places), sum(len(gpus) for _, gpus in row.places))
     return usage
 
 
-def _attempt(change: JobChange, nodes: Sequence[str], gpus: Sequence[int]) -> AttemptRow:
-    job = change.job
+def _port(attempt: AttemptRow) -> int:
+    """A port for the ranks to meet at. If it is taken the attempt fails as INFRA; the next has another."""
+    return 29400 + zlib.crc32(f"{attempt.job_id}-{attempt.epoch}".encode()) % 2000
+
+
+def _attempt(change: JobChange, places: list[tuple[str, list[int]]]) -> AttemptRow:
+    job, nodes = change.job, [node for node, _ in places]
     attempt = state_pb2.Attempt(
         name=f"{job.name}/attempts/{job.epoch}",
         epoch=job.epoch,
@@ -206,7 +216,8 @@ def _attempt(change: JobChange, nodes: Sequence[str], gpus: Sequence[int]) -> At
         job_id=job.job_id,
         epoch=job.epoch,
         node=nodes[0],
-        gpus=list(gpus),
+        members=members(nodes),
+        places=places,
         state=attempt.state,
         ended=False,
         command_time=change.now,

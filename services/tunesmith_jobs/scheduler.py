@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col
 
 from tunesmith.api.jobs.v1 import state_pb2
-from tunesmith_jobs.assignment import assignment
+from tunesmith_jobs.assignment import assign
 from tunesmith_jobs.census import Census
 from tunesmith_jobs.change import JobChange
 from tunesmith_jobs.placement import Decision, decide
@@ -33,6 +33,8 @@ _RETHINK_SECONDS = 5.0  # waiting changes decisions too, without any commit
 _BATCH = 16  # placements or notes in a transaction: other writers wait some 20 ms for it
 _NOTES_SECONDS = 0.5
 _NOTES = 128  # notes a pass: they are for people, and can wait for the next one
+
+_MEETING = (state_pb2.ATTEMPT_STATE_LAUNCHING, state_pb2.ATTEMPT_STATE_READY)
 
 
 class Scheduler:
@@ -110,11 +112,12 @@ class Scheduler:
 
     async def _redeliver(self) -> None:
         """Sends commands again that no agent has answered: the bus may have lost them."""
-        reserved = col(AttemptRow.state) == state_pb2.ATTEMPT_STATE_RESERVED
-        query = select(col(AttemptRow.job_id), col(AttemptRow.epoch), col(AttemptRow.command_time))
-        rows = await self._db.read(lambda session: session.execute(query.where(reserved)).all())
+        query = select(AttemptRow).where(
+            col(AttemptRow.state).in_((state_pb2.ATTEMPT_STATE_RESERVED, *_MEETING))
+        )
+        rows = await self._db.read(lambda session: session.execute(query).scalars().all())
         now = self._clock.now()
-        late = [(row.job_id, row.epoch) for row in rows if _age(row.command_time, now) >= _REDELIVER_SECONDS]
+        late = [(row.job_id, row.epoch) for row in rows if _unheard(row, now)]
         for batch in _batches(late):
             await self._db.write(lambda session, b=batch: self._command_again(session, b))  # type: ignore[misc]
 
@@ -123,19 +126,23 @@ class Scheduler:
         for key in attempts:
             row = session.get(JobRow, key[0], with_for_update=True)
             attempt = session.get(AttemptRow, key)
-            if row is None or attempt is None or attempt.state != state_pb2.ATTEMPT_STATE_RESERVED:
-                continue
-            if _age(attempt.command_time, now) < _REDELIVER_SECONDS:
+            if row is None or attempt is None or not _unheard(attempt, now):
                 continue  # another replica was faster
             attempt.command_time = now
             change = JobChange(session, row, ACTOR, now)
-            change.command(attempt, "assign", assignment(change.job, attempt))
+            assign(change, attempt)
             session.add(attempt)
 
 
-def _age(time: datetime, now: datetime) -> float:
-    """Seconds since a time of the database; SQLite gives it back without its zone."""
-    return (now - time.replace(tzinfo=time.tzinfo or now.tzinfo)).total_seconds()
+def _unheard(attempt: AttemptRow, now: datetime) -> bool:
+    """Whether a node of the attempt may not have heard of it. Of several nodes only the first reports that it
+    has; an agent that hears a command again does nothing."""
+    waits = attempt.state == state_pb2.ATTEMPT_STATE_RESERVED
+    if not waits and not (attempt.state in _MEETING and len(attempt.places) > 1):
+        return False
+    # SQLite gives times back without their zone. One in the future was written before the clock was set back.
+    sent = attempt.command_time.replace(tzinfo=attempt.command_time.tzinfo or now.tzinfo)
+    return not 0 <= (now - sent).total_seconds() < _REDELIVER_SECONDS
 
 
 def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -73,12 +73,12 @@ def positive(value: Duration, field: str) -> timedelta:
 
 
 def _complete_processes(resources: spec.ResourceSpec, training: spec.TrainingSpec) -> None:
-    if resources.num_nodes > 1:
+    if resources.num_nodes > 1 and resources.node:
         raise _inconsistent(
             "resources.num_nodes",
             resources.num_nodes,
-            "is more than 1: not served yet",
-            "use 1, or leave it out",
+            "is more than 1, but spec.resources.node names a single one",
+            "use labels (resources.node_labels) to name several nodes",
         )
     resources.processes_per_node = resources.processes_per_node or max(1, resources.gpus_per_node)
     world_size = resources.num_nodes * resources.processes_per_node

@@ -44,14 +44,18 @@ def order(
     """Tells an attempt's node to end it: PAUSE and CANCEL with a checkpoint, KILL at once."""
     command = node_events_pb2.NodeCommand()
     attempt.wanted, attempt.stop_time = wanted, None
-    if wanted == state_pb2.DESIRED_KILL:
-        command.kill.SetInParent()
-    else:
+    if wanted != state_pb2.DESIRED_KILL:
         longest = stop_deadline(change.job) if deadline is None else deadline
         attempt.stop_time = change.now + longest
         command.stop.deadline.FromTimedelta(longest)
     change.session.add(attempt)
-    change.command(attempt, "kill" if wanted == state_pb2.DESIRED_KILL else "stop", command)
+    if wanted != state_pb2.DESIRED_KILL:
+        change.command(attempt, "stop", command)  # rank 0 tells the others
+        return
+    for node in attempt.gpus:
+        each = node_events_pb2.NodeCommand()
+        each.kill.SetInParent()
+        change.command(attempt, "kill", each, node)
 
 
 def stop_deadline(job: jobs_pb2.Job) -> timedelta:

@@ -1,11 +1,13 @@
 """The tables of the jobs service. A row holds the resource's message and the columns that queries need."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Column, DateTime, Index, LargeBinary, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Column, DateTime, Index, LargeBinary, UniqueConstraint, false, or_
 from sqlalchemy.orm import registry
-from sqlmodel import Field, SQLModel
+from sqlalchemy.sql.elements import ColumnElement
+from sqlmodel import Field, SQLModel, col
 
 from tunesmith_kit.db import revision_table
 from tunesmith_kit.idempotency import request_table
@@ -59,14 +61,17 @@ class JobRow(_Base, table=True):
 
 class AttemptRow(_Base, table=True):
     """An attempt of a job. `ended` is false while it holds its nodes; `wanted` is a `Desired` (0: run on) and
-    `stop_time` when a graceful stop must be over."""
+    `stop_time` when a graceful stop must be over. `node` is the first of its nodes, whose agent speaks for
+    the attempt; `places` are all of them with the GPUs it has there, by node rank."""
 
     __tablename__: ClassVar[str] = "attempts"
     __table_args__: ClassVar[Any] = (Index("ix_attempts_live", "ended", "node"),)
     job_id: str = Field(primary_key=True, max_length=26)
     epoch: int = Field(sa_column=Column(BigInteger, primary_key=True))
     node: str = Field(max_length=63)
-    gpus: list[int] = Field(sa_column=Column(JSON, nullable=False))
+    members: str = Field(max_length=65536)  # `|a|b|`: what `holds` searches
+    places: list[tuple[str, list[int]]] = Field(sa_column=Column(JSON, nullable=False))
+    rendezvous: str = Field(default="", max_length=300)  # where the ranks of several nodes meet
     state: int
     ended: bool
     command_time: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
@@ -76,6 +81,21 @@ class AttemptRow(_Base, table=True):
     stop_time: datetime | None = Field(default=None, sa_column=Column(DateTime(timezone=True), nullable=True))
     held_for: str = Field(default="", max_length=26)  # the job it gives way to (PREEMPTED)
     body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+    @property
+    def gpus(self) -> dict[str, tuple[int, ...]]:
+        """GPUs it has, by node, in the order of node ranks."""
+        return {node: tuple(gpus) for node, gpus in self.places}
+
+
+def members(nodes: Iterable[str]) -> str:
+    """Returns the text in which `holds` finds a node."""
+    return f"|{'|'.join(nodes)}|"
+
+
+def holds(nodes: Iterable[str]) -> ColumnElement[bool]:
+    """The condition that an attempt has one of these nodes. Their ids have neither `|` nor wildcards."""
+    return or_(false(), *(col(AttemptRow.members).contains(f"|{node}|") for node in nodes))
 
 
 class CheckpointRow(_Base, table=True):

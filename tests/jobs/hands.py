@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 
 from tests.support.service import Harness, until
-from tunesmith.api.jobs.v1 import jobs_pb2, jobs_pb2_grpc, spec_pb2, state_pb2
+from tunesmith.api.jobs.v1 import jobs_pb2, jobs_pb2_grpc, queue_pb2, spec_pb2, state_pb2, verbs_pb2
 from tunesmith.api.nodes.v1 import events_pb2 as node_events_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from tunesmith.api.registry.v1 import events_pb2 as registry_events_pb2
@@ -116,7 +116,9 @@ class Jobs:
 
     async def verb(self, name: str, job: jobs_pb2.Job, **fields: Any) -> Any:
         """Calls `PauseJob`, `ForkJob`… on a job and returns the response."""
-        request = getattr(jobs_pb2, f"{name}Request")(name=job.name, **fields)
+        kind = f"{name}Request"
+        holder = next(module for module in (jobs_pb2, verbs_pb2, queue_pb2) if hasattr(module, kind))
+        request = getattr(holder, kind)(name=job.name, **fields)
         return await self.call(getattr(self.jobs, name), request)
 
     async def node_verb(self, name: str, node: str, **fields: Any) -> nodes_pb2.Node:

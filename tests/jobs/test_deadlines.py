@@ -122,5 +122,5 @@ async def test_a_stop_that_nobody_answers_ends_with_the_lease(jobs: Stage, verb:
     requests = {"pause": verbs_pb2.PauseJobRequest(name=name), "cancel": jobs_pb2.CancelJobRequest(name=name)}
     await getattr(jobs.verbs, verb)(requests[verb], CALLER)
     await jobs.fleet.set_reachable("n1", False)
-    await jobs.fleet.give_up(name.rsplit("/", 1)[1], 1)
+    await jobs.fleet.give_up(name.rsplit("/", 1)[1], 1, "n1")
     assert await jobs.state(name) == end

@@ -208,7 +208,7 @@ async def test_schedulers_side_by_side_give_nothing_twice(jobs: Stage, url: str)
 
     live = select(AttemptRow).where(AttemptRow.ended.is_(False))  # type: ignore[attr-defined]
     attempts = await jobs.db.read(lambda session: session.execute(live).scalars().all())
-    given = [(attempt.node, gpu) for attempt in attempts for gpu in attempt.gpus]
+    given = [(node, gpu) for attempt in attempts for node, gpus in attempt.places for gpu in gpus]
     assert len(given) == len(set(given)), "a GPU was given twice"
     for number in range(6):
         assert sum(attempt.node == f"n{number}" for attempt in attempts) <= 2

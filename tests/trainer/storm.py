@@ -104,7 +104,7 @@ class Crew:
         for trainer in self.trainers:
             if trainer is not gone:
                 trainer.kill()
-        return gone.end() == -9
+        return bool(gone.end() == -9)
 
     def _gone(self) -> Trainer | None:
         return next(

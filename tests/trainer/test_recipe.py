@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.trainer import support
 from tunesmith_trainer.data import Course, Example, Row
+from tunesmith_trainer.fields import Fields
 from tunesmith_trainer.model import Model, Scorer
 from tunesmith_trainer.recipe.sft import RECIPE
-from tunesmith_trainer.run import Fields, Precision, Scheduler, Training
+from tunesmith_trainer.run import Precision, Scheduler, Training
 from tunesmith_trainer.run import _training as read_training
 from tunesmith_trainer.schedule import learning_rate
 

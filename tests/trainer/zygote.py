@@ -67,7 +67,7 @@ def set_trap(place: str, visit: int, number: signal.Signals) -> None:
 
     loop.Loop._enter = entering  # type: ignore[method-assign]
     slots.invalidate = invalidating
-    Keeper._announce = announcing  # type: ignore[method-assign]
+    Keeper._announce = announcing  # type: ignore[method-assign, assignment]
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """lifecycle"""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -7,6 +9,11 @@ revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
+
+
+def _json(text: Any) -> Any:
+    """SQLite keeps JSON as text; a cast there would make a number of it."""
+    return text if op.get_bind().dialect.name == "sqlite" else sa.cast(text, sa.JSON)
 
 
 def upgrade() -> None:
@@ -41,6 +48,20 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("wanted", sa.Integer(), nullable=False, server_default="0"))
         batch_op.add_column(sa.Column("stop_time", sa.DateTime(timezone=True), nullable=True))
         batch_op.add_column(sa.Column("held_for", sa.String(length=26), nullable=False, server_default=""))
+        batch_op.add_column(sa.Column("members", sa.String(length=65536), nullable=False, server_default=""))
+        batch_op.add_column(sa.Column("places", sa.JSON(), nullable=False, server_default="[]"))
+        batch_op.add_column(sa.Column("rendezvous", sa.String(length=300), nullable=False, server_default=""))
+    attempts = sa.table(
+        "attempts", sa.column("node"), sa.column("members"), sa.column("places"), sa.column("gpus", sa.String)
+    )
+    op.execute(
+        attempts.update().values(
+            members="|" + attempts.c.node + "|",
+            places=_json('[["' + attempts.c.node + '", ' + sa.cast(attempts.c.gpus, sa.String) + "]]"),
+        )
+    )
+    with op.batch_alter_table("attempts", schema=None) as batch_op:
+        batch_op.drop_column("gpus")
 
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.add_column(sa.Column("deleted", sa.Boolean(), nullable=False, server_default=sa.false()))
@@ -67,6 +88,10 @@ def downgrade() -> None:
         batch_op.drop_column("deleted")
 
     with op.batch_alter_table("attempts", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("gpus", sa.JSON(), nullable=False, server_default="[]"))
+        batch_op.drop_column("rendezvous")
+        batch_op.drop_column("places")
+        batch_op.drop_column("members")
         batch_op.drop_column("held_for")
         batch_op.drop_column("stop_time")
         batch_op.drop_column("wanted")
