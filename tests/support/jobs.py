@@ -1,5 +1,6 @@
 """Jobs for system tests, and what must be true of every finished one."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ def wait_step(client: Client, name: str, step: int, seconds: float = 60) -> Any:
         return job if job.proto.progress.step >= step else None
 
     return wait_for(look, seconds, f"{name} at step {step}")
+
+
+def trainers(root: Path, job_id: str, epoch: int = 1) -> list[int]:
+    """Returns the process ids of an attempt's ranks on the node whose data lies below `root`."""
+    (path,) = root.glob(f"**/runs/{job_id}-{epoch}/agent.json")
+    notes = json.loads(path.read_text())
+    return [notes["pid"], *(pid for pid, _ in notes["peers"])]
 
 
 def output_digest(client: Client, job: Any) -> str:

@@ -1,6 +1,5 @@
 """The agent over its trainers: a rank that dies, one that hangs, memory that runs out, snapshots taken up."""
 
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.jobs import check_whole, output_digest, spec, wait_state, wait_step
+from tests.support.jobs import check_whole, output_digest, spec, trainers, wait_state, wait_step
 from tests.support.platform import Platform, embedded
 from tests.support.processes import wait_for
 
@@ -23,13 +22,6 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     with embedded(tmp_path_factory.mktemp("supervision")) as running:
         running.load_inputs()
         yield running
-
-
-def ranks(platform: Platform, job_id: str, epoch: int = 1) -> list[int]:
-    """Process ids of an attempt's ranks, in their order."""
-    (path,) = platform.root.glob(f"data/nodes/*/runs/{job_id}-{epoch}/agent.json")
-    notes = json.loads(path.read_text())
-    return [notes["pid"], *(pid for pid, _ in notes["peers"])]
 
 
 def sharded(steps: int, processes: int, **more: Any) -> dict[str, Any]:
@@ -51,7 +43,7 @@ def test_a_rank_that_dies_ends_the_group_and_the_next_attempt_gives_the_same_bit
     with platform.client() as client:
         job = client.jobs.submit(sharded(60, processes=2))
         wait_step(client, job.name, 5)
-        first = ranks(platform, job.id)
+        first = trainers(platform.root, job.id)
         assert len(first) == 2
         os.kill(first[1], signal.SIGKILL)
         done = wait_state(client, job.name, "SUCCEEDED")
@@ -67,7 +59,7 @@ def test_a_hang_is_noticed_and_its_stacks_are_in_the_log(platform: Platform) -> 
     with platform.client() as client:
         job = client.jobs.submit(sharded(400, processes=2, retry={"stall_timeout": "3s"}))
         wait_step(client, job.name, 5)
-        os.kill(ranks(platform, job.id)[1], signal.SIGSTOP)  # rank 0 now waits in a collective
+        os.kill(trainers(platform.root, job.id)[1], signal.SIGSTOP)  # rank 0 now waits in a collective
         done = wait_state(client, job.name, "SUCCEEDED", seconds=90)
         stalled = done.attempts()[-1]
         assert stalled.failure.reason == "NO_PROGRESS"
@@ -80,7 +72,7 @@ def test_a_killed_trainer_loses_one_step_at_most_and_its_memory_is_given_back(pl
     with platform.client() as client:
         job = client.jobs.submit(spec(600))
         seen = wait_step(client, job.name, 20).proto.progress.step
-        (pid,) = ranks(platform, job.id)
+        (pid,) = trainers(platform.root, job.id)
         os.kill(pid, signal.SIGKILL)
         done = wait_state(client, job.name, "SUCCEEDED")
         second, _ = done.attempts()

@@ -132,6 +132,7 @@ class RunFolder:
             "display_name": assign.display_name,
             "epoch": notes.epoch,
             "world_size": world_size(assign),
+            "local_world_size": len(local_ranks(assign)),
             "rendezvous": assign.rendezvous or None,
             "spec": spec,
             "spec_digest": assign.spec_digest,

@@ -45,9 +45,9 @@ def choose_device(gpus: tuple[str, ...], rank: int = 0) -> torch.device:
     return torch.device("cuda", rank % torch.cuda.device_count())
 
 
-def threads_of(num_threads: int, world_size: int) -> int:
-    """Threads of each rank: as given, or the processors this process may use, divided among the ranks."""
-    return num_threads or max(1, len(os.sched_getaffinity(0)) // world_size)
+def threads_of(num_threads: int, local_world_size: int) -> int:
+    """Threads of each rank: as given, or the processors of this process divided among the node's ranks."""
+    return num_threads or max(1, len(os.sched_getaffinity(0)) // local_world_size)
 
 
 def fingerprint(device: torch.device, threads: int, run: Run) -> dict[str, str]:

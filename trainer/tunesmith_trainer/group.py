@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
 import json
 import os
+import socket
+import struct
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed
-from torch._C._distributed_c10d import FileStore
+from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
 from tunesmith_trainer.failure import FailureClass, TrainerError
 
@@ -20,6 +24,7 @@ EXCHANGE_TIMEOUT = datetime.timedelta(minutes=30)
 _MEETING_SECONDS = 300.0
 _LOOK_SECONDS = 0.02
 _LEADER = "leader.json"
+_SIOCGIFADDR = 0x8915  # linux/sockios.h
 
 
 class Group:
@@ -84,14 +89,20 @@ class Group:
             distributed.destroy_process_group()
 
 
-def join(folder: Path, rank: int, world_size: int, device: torch.device) -> Group:
-    """Meet the other ranks of the run folder's attempt. Raises INFRA if they do not come."""
+def join(folder: Path, rank: int, world_size: int, device: torch.device, rendezvous: str = "") -> Group:
+    """Meet the other ranks of the attempt: in the folder `rendezvous/`, or on several nodes at `host:port`.
+
+    Raises INFRA if they do not come.
+    """
     if world_size == 1:
         return Group(device=device)
-    # Ranks of one node talk over the loopback: the first interface gloo finds may lead nowhere.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    path = _open(folder) if rank == 0 else _found(folder)
-    store = FileStore(str(path), world_size)
+    if rendezvous:
+        store = _store_at(rendezvous, rank, world_size)
+    else:
+        # Ranks of one node talk over the loopback: the first interface gloo finds may lead nowhere.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        path = _open(folder) if rank == 0 else _found(folder)
+        store = FileStore(str(path), world_size)
     _checked(
         lambda: distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
@@ -102,6 +113,38 @@ def join(folder: Path, rank: int, world_size: int, device: torch.device) -> Grou
         )
     )
     return Group(rank, world_size, device)
+
+
+def _store_at(rendezvous: str, rank: int, world_size: int) -> Store:
+    host, _, port = rendezvous.rpartition(":")
+    wait = datetime.timedelta(seconds=_MEETING_SECONDS)
+    try:
+        store = TCPStore(host, int(port), world_size, is_master=rank == 0, timeout=wait)
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface_to(host, int(port)))
+        return store
+    except (RuntimeError, OSError) as error:
+        raise TrainerError(
+            FailureClass.INFRA,
+            "PEERS_MISSING",
+            f"the ranks cannot meet at {rendezvous}: {error}"[:1000],
+            "check that the nodes reach each other there (TUNESMITH_AGENT_ADDRESS); another attempt takes "
+            "another port",
+        ) from error
+
+
+def _interface_to(host: str, port: int) -> str:
+    """The network interface that leads to a host: gloo would take the first that it finds."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    with socket.socket(found[0][0], socket.SOCK_DGRAM) as probe:
+        probe.connect(found[0][4])  # sends nothing
+        own = probe.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            with contextlib.suppress(OSError):  # an interface without an address
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+                if socket.inet_ntoa(answer[20:24]) == own:
+                    return name
+    raise OSError(f"no interface has the address {own}, from which {host} is reached")
 
 
 def _open(folder: Path) -> Path:

@@ -131,6 +131,8 @@ class Run:
     epoch: int
     rank: int
     world_size: int
+    local_world_size: int
+    rendezvous: str
     spec: Spec
     raw_spec: Mapping[str, Any]
     spec_digest: str
@@ -169,6 +171,8 @@ def load(folder: Path, rank: int = 0) -> Run:
         epoch=fields.integer("epoch", default=1),
         rank=rank,
         world_size=world_size,
+        local_world_size=fields.integer("local_world_size", default=world_size, least=1),
+        rendezvous=str(raw.get("rendezvous") or ""),
         spec=_spec(fields.part("spec"), world_size, divisor),
         raw_spec=raw.get("spec") or {},
         spec_digest=fields.text("spec_digest"),

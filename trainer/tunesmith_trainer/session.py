@@ -52,13 +52,13 @@ def open_session(run: Run, events: Reporter) -> Session:
     run = _as_before(run)
     training = run.spec.training
     device = environment.choose_device(run.gpus, run.rank)
-    threads = environment.threads_of(training.num_threads, run.world_size)
+    threads = environment.threads_of(training.num_threads, run.local_world_size)
     environment.pin(threads)
-    group = join(run.folder / "rendezvous", run.rank, run.world_size, device)
+    group = join(run.folder / "rendezvous", run.rank, run.world_size, device, run.rendezvous)
     recipe = recipe_of(run.spec.method)
     with span(events, "load_model") as attributes:
+        _verify(run.base_model, "base model")  # first: a damaged copy is the node's fault, not the model's
         model.check_folder(run.base_model.path)
-        _verify(run.base_model, "base model")
         _verify(run.dataset, "dataset")
         loaded = model.load(run.base_model.path, run.spec, device)
         attributes.update(device=str(device), threads=threads)
