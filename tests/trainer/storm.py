@@ -107,9 +107,14 @@ class Crew:
         return bool(gone.end() == -9)
 
     def _gone(self) -> Trainer | None:
-        return next(
-            (item for item in self.trainers if support.finished_or_gone(self.run, item.pid, item.rank)), None
-        )
+        """A rank that died or failed, or rank 0 when it is done: the others may be done before it."""
+        for item in self.trainers:
+            if support.finished_or_gone(self.run, item.pid, item.rank):
+                told = self.run / (f"status-{item.rank}.json" if item.rank else "status.json")
+                record = json.loads(told.read_bytes())["finished"] or {}
+                if item.rank == 0 or record.get("result") != "completed":
+                    return item
+        return None
 
 
 def set_field(run: Path, **fields: Any) -> None:
