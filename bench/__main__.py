@@ -24,6 +24,16 @@ FIGURES = (
     "scheduler_decisions_per_s",
     "list_jobs_p99_ms",
     "control_event_p99_ms",
+    "lora_snapshot_of_step",
+    "lora_hf_save_of_snapshot",
+    "full_hf_save_of_snapshot",
+    "exact_of_ddp",
+    "resume_ratio",
+    "kill_to_noticed_s",
+    "kill_to_training_s",
+    "pause_to_gone_s",
+    "node_dead_to_rescheduled_s",
+    "broker_1m_usable_s",
 )
 
 
@@ -37,8 +47,10 @@ def main() -> None:
         # A step of the real model takes a second or so: a few say enough for a ratio.
         options = ("--steps", "3", "--rounds", "3", "--threads", "2")
         large = run("bench.step_overhead", "--model", str(real), *options)
+        found |= run("bench.snapshot_cost", "--model", str(real))
         for name in ("step_overhead_ratio", "hf_step_overhead_ratio"):
             found[name] = large[name]
+    found |= run("bench.rank_overhead") | run("bench.resume_start") | run("bench.recovery")
     names = [*FIGURES, *sorted(found.keys() - FIGURES)]
     sys.stdout.write(json.dumps({name: found[name] for name in names}) + "\n")
 

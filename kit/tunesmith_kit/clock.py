@@ -5,6 +5,11 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 
+def utc(time: datetime) -> datetime:
+    """Returns a time that was stored with its zone, which is UTC: SQLite gives times back without it."""
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time
+
+
 class Clock(Protocol):
     """Two clocks: one for people, one for durations."""
 

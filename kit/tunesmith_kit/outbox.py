@@ -28,6 +28,7 @@ from sqlalchemy.orm import Session
 
 from tunesmith.errors import TunesmithError
 from tunesmith_kit.bus import Bus
+from tunesmith_kit.clock import utc
 from tunesmith_kit.db import Database
 from tunesmith_kit.envelope import event_headers
 from tunesmith_kit.telemetry import METRICS
@@ -85,11 +86,11 @@ def add(session: Session, table: Table, outgoing: Outgoing) -> None:
 
 
 def timestamp(time: datetime | None) -> Timestamp | None:
-    """Returns a time as protobuf; SQLite gives times back without their zone, which is UTC."""
+    """Returns a stored time as protobuf."""
     if time is None:
         return None
     stamp = Timestamp()
-    stamp.FromDatetime(time.replace(tzinfo=UTC) if time.tzinfo is None else time)
+    stamp.FromDatetime(utc(time))
     return stamp
 
 
@@ -129,8 +130,8 @@ class OutboxRelay:
         if not rows:
             METRICS.outbox_age.labels(service=self._source).set(0)
             return False
-        oldest = rows[0].time.replace(tzinfo=UTC) if rows[0].time.tzinfo is None else rows[0].time
-        METRICS.outbox_age.labels(service=self._source).set((datetime.now(UTC) - oldest).total_seconds())
+        age = datetime.now(UTC) - utc(rows[0].time)
+        METRICS.outbox_age.labels(service=self._source).set(age.total_seconds())
         sends = [
             self._bus.publish(
                 row.subject,

@@ -6,7 +6,7 @@ rows. A store that went back to an older revision (a backup was put back) is rea
 """
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select
@@ -20,7 +20,7 @@ from tunesmith_jobs.deadlines import Deadlines
 from tunesmith_jobs.needs import Need, Quota, Waiting
 from tunesmith_jobs.room import Node, Running
 from tunesmith_jobs.tables import REVISION, AttemptRow, JobRow, NodeRow, QuotaRow
-from tunesmith_kit.clock import Clock
+from tunesmith_kit.clock import Clock, utc
 from tunesmith_kit.db import current_revision
 
 _FOLLOWED = (machine.QUEUED, *machine.HAS_ATTEMPT)
@@ -191,6 +191,4 @@ def _shunned(session: Session, since: int) -> dict[str, frozenset[str]]:
 
 
 def _seconds(time: datetime | None) -> float:
-    if time is None:
-        return 0.0
-    return (time.replace(tzinfo=UTC) if time.tzinfo is None else time).timestamp()
+    return 0.0 if time is None else utc(time).timestamp()

@@ -17,6 +17,8 @@ from tunesmith_kit.db import next_revision
 from tunesmith_kit.ids import new_ulid
 from tunesmith_kit.telemetry import METRICS
 
+ACTOR = "service/jobs"  # who acts where no user, node or other service does
+
 
 class JobChange:
     """Collects what happens to one job and saves it as one revision."""
@@ -140,7 +142,7 @@ def save_node(
     now: datetime,
     kind: str = "",
     event: Message | None = None,
-    actor: str = "service/jobs",
+    actor: str = ACTOR,
 ) -> nodes_pb2.Node:
     """Writes a node under the next revision, with an event if one is given, and returns it."""
     revision = next_revision(session, REVISION)

@@ -14,8 +14,8 @@ from sqlmodel import col
 
 from tunesmith.api.nodes.v1 import nodes_pb2
 from tunesmith.errors import Unavailable
-from tunesmith_jobs import moves
-from tunesmith_jobs.change import JobChange
+from tunesmith_jobs import machine, moves
+from tunesmith_jobs.change import ACTOR, JobChange
 from tunesmith_jobs.fleet import FleetStore
 from tunesmith_jobs.stopping import live_attempt
 from tunesmith_jobs.tables import JobRow, NodeRow
@@ -23,7 +23,6 @@ from tunesmith_kit.clock import Clock
 from tunesmith_kit.db import Database
 
 log = logging.getLogger(__name__)
-ACTOR = "service/jobs"
 LONGEST_PREPARATION = timedelta(minutes=10)
 _LOOK_SECONDS = 2.0
 _REPEAT_SECONDS = 30.0  # the bus may have lost the command to fetch
@@ -56,7 +55,7 @@ class Departures:
         row = session.get_one(JobRow, job_id, with_for_update=True)
         change = JobChange(session, row, ACTOR, self._clock.now())
         attempt = live_attempt(session, change.job)
-        if change.job.state not in moves.TRAINS or not change.job.HasField("move") or attempt is None:
+        if change.job.state not in machine.TRAINS or not change.job.HasField("move") or attempt is None:
             return
         age = change.now - change.job.move.start_time.ToDatetime(UTC)
         target = session.get(NodeRow, change.job.move.node)

@@ -7,6 +7,7 @@ from tunesmith.api.nodes.v1 import events_pb2 as node_events_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
 from tunesmith_jobs import machine
 from tunesmith_jobs.change import JobChange, save_attempt, save_node
+from tunesmith_jobs.stopping import kill
 from tunesmith_jobs.tables import AttemptRow, NodeRow
 
 _BY_ITSELF = (state_pb2.ATTEMPT_STATE_COMPLETED, state_pb2.ATTEMPT_STATE_CHECKPOINTED)
@@ -48,12 +49,8 @@ def end_attempt(
 
 def _end_others(change: JobChange, row: AttemptRow) -> None:
     """Ends what may be left of an attempt on several nodes, but on the one whose agent told of the end."""
-    for node in list(row.gpus) if len(row.gpus) > 1 else ():
-        if f"nodes/{node}" == change.actor:
-            continue
-        command = node_events_pb2.NodeCommand()
-        command.kill.SetInParent()
-        change.command(row, "kill", command, node)
+    if len(row.gpus) > 1:
+        kill(change, row, [node for node in row.gpus if f"nodes/{node}" != change.actor])
 
 
 def _spend(change: JobChange, kind: state_pb2.FailureClass.ValueType) -> None:

@@ -11,19 +11,11 @@ from tunesmith_jobs.needs import Waiting
 from tunesmith_jobs.placement import Blocked, Pass
 from tunesmith_jobs.store import find
 from tunesmith_jobs.suggestion import Picture, Proposal, suggest
-from tunesmith_jobs.verdict import MESSAGES, of_node
+from tunesmith_jobs.verdict import OF_NODE, of_node
 from tunesmith_kit import names
 from tunesmith_kit.clock import Clock
 from tunesmith_kit.db import Database
 
-_VERDICTS = {
-    **MESSAGES,
-    "NO_FREE_SLOT": "its slots are taken",
-    "NO_FREE_GPU": "it has too few free GPUs",
-    "ROOM_HELD": "its free room is kept for a job before this one",
-    "NODE_NOT_READY": "it cannot be reached",
-    "NODE_CORDONED": "it is cordoned",
-}
 _NOT_WAITING = {
     machine.VALIDATING: ("VALIDATING", "its inputs are being checked"),
     machine.STARTING: ("", "it is starting"),
@@ -97,7 +89,7 @@ def _add_verdicts(answer: queue_pb2.ExplainJobResponse, picture: Picture, job: W
     for node in sorted(picture.nodes.values(), key=lambda node: node.node_id):
         rule = "" if node.node_id in own else of_node(found.room, job.need, node.node_id)
         answer.nodes.add(
-            node=f"nodes/{node.node_id}", rule=rule, message=_VERDICTS[rule] if rule else "it fits"
+            node=f"nodes/{node.node_id}", rule=rule, message=OF_NODE[rule] if rule else "it fits"
         )
 
 

@@ -13,7 +13,7 @@ from tunesmith.api.common.v1 import common_pb2
 from tunesmith.api.jobs.v1 import jobs_pb2, state_pb2
 from tunesmith.api.nodes.v1 import events_pb2 as node_events_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
-from tunesmith_jobs.change import JobChange, drop_condition, save_node, set_condition
+from tunesmith_jobs.change import ACTOR, JobChange, drop_condition, save_node, set_condition
 from tunesmith_jobs.ending import end_attempt
 from tunesmith_jobs.moves import node_row
 from tunesmith_jobs.stopping import stop_attempt
@@ -86,6 +86,7 @@ class FleetStore:
                     failure_class=state_pb2.FAILURE_CLASS_INFRA,
                     reason="RUN_FOLDER_LOST",
                     message="the node's agent started anew and no longer has the attempt",
+                    remedy="nothing: another attempt begins at once; see what happened to the node's disk",
                 )
                 _end(session, row, state_pb2.ATTEMPT_STATE_FAILED, failure, f"nodes/{request.node_id}", now)
 
@@ -252,8 +253,9 @@ class FleetStore:
                 failure_class=state_pb2.FAILURE_CLASS_NODE_LOST,
                 reason="LEASE_EXPIRED",
                 message=f"node {node_id} was not heard of for its lease and for retry.unreachable_grace",
+                remedy="nothing: another attempt begins where there is room; a longer grace waits longer",
             )
-            _end(session, row, state_pb2.ATTEMPT_STATE_LOST, failure, "service/jobs", self._clock.now())
+            _end(session, row, state_pb2.ATTEMPT_STATE_LOST, failure, ACTOR, self._clock.now())
 
         await self._db.write(act)
 

@@ -26,7 +26,8 @@ PAUSING, PAUSED, CANCELLING, FINALIZING = (
 SUCCEEDED, FAILED, CANCELLED = s.JOB_STATE_SUCCEEDED, s.JOB_STATE_FAILED, s.JOB_STATE_CANCELLED
 
 TERMINAL = frozenset({SUCCEEDED, FAILED, CANCELLED})
-HAS_ATTEMPT = frozenset({STARTING, RUNNING, PAUSING, CANCELLING})
+TRAINS = frozenset({STARTING, RUNNING})  # and goes on until somebody stops it
+HAS_ATTEMPT = TRAINS | {PAUSING, CANCELLING}
 
 # Which states follow which. A terminal state is final: to go on is a new job (fork).
 TRANSITIONS: dict[s.JobState.ValueType, frozenset[s.JobState.ValueType]] = {
@@ -177,7 +178,7 @@ def after_resume(state: s.JobState.ValueType, desired: s.Desired.ValueType) -> O
 def after_stop(state: s.JobState.ValueType, reason: s.StateReason.ValueType) -> Outcome | None:
     """Where a job goes when we stop its attempt for `reason`; nothing if it is stopping already."""
     assert reason in STOP_REASONS
-    return Outcome(PAUSING, reason) if state in (STARTING, RUNNING) else None
+    return Outcome(PAUSING, reason) if state in TRAINS else None
 
 
 def refusal(reason: str, state: s.JobState.ValueType, what: str, remedy: str) -> FailedPrecondition:

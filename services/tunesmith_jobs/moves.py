@@ -5,7 +5,7 @@ A move that comes to nothing costs nothing: the job trains on where it is until 
 
 import difflib
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
@@ -14,11 +14,12 @@ from tunesmith.api.nodes.v1 import events_pb2 as node_events_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
 from tunesmith.errors import FailedPrecondition, NotFound
 from tunesmith_jobs import machine
+from tunesmith_jobs.census import need_of, node_of
 from tunesmith_jobs.change import JobChange
+from tunesmith_jobs.room import Room, Running
 from tunesmith_jobs.stopping import live_attempt, stop_attempt
 from tunesmith_jobs.tables import AttemptRow, JobRow, NodeRow, holds
-
-TRAINS = (machine.STARTING, machine.RUNNING)
+from tunesmith_jobs.verdict import OF_NODE, of_node
 
 
 def node_row(session: Session, node_id: str, field: str = "name") -> NodeRow:
@@ -46,7 +47,7 @@ def begin(change: JobChange, node_id: str) -> None:
         FailedPrecondition: the job does not train, moves already, or the node cannot take it.
     """
     job, target = change.job, node_row(change.session, node_id, "node")
-    if job.state not in TRAINS:
+    if job.state not in machine.TRAINS:
         reason = "JOB_TERMINAL" if job.terminal else "STATE_CONFLICT"
         remedy = "a queued or paused job starts wherever there is room; a running one can be moved"
         raise machine.refusal(reason, job.state, "moved", remedy)
@@ -87,30 +88,24 @@ def ask(change: JobChange, attempt: AttemptRow) -> None:
 
 def _unfit(change: JobChange, attempt: AttemptRow, row: NodeRow) -> str:
     """Returns why a node cannot take a running job, or nothing."""
-    node, need = nodes_pb2.Node.FromString(row.body), change.job.spec.resources
     if len(attempt.gpus) > 1:
         return "jobs over several nodes are not moved; pause it and resume it"
     if row.id == attempt.node:
         return "it runs there already"
-    if node.state != nodes_pb2.NODE_STATE_READY:
-        return f"it is {nodes_pb2.NodeState.Name(node.state).removeprefix('NODE_STATE_')}"
-    if need.node and need.node != row.id:
-        return f"spec.resources.node wants {need.node}"
-    if any(node.labels.get(key) != value for key, value in need.node_labels.items()):
-        return "it lacks labels of spec.resources.node_labels"
-    if node.capacity.memory_bytes < need.memory_bytes:
-        return f"it has {node.capacity.memory_bytes} bytes of memory"
-    live = (
-        change.session.execute(select(AttemptRow).where(holds([row.id]), col(AttemptRow.ended).is_(False)))
-        .scalars()
-        .all()
-    )
-    coming = change.session.execute(select(func.count()).where(col(JobRow.move_node) == row.id)).scalar_one()
-    if len(live) + coming >= node.capacity.slots:
-        return f"all of its {node.capacity.slots} slots are taken"
-    busy = {gpu for other in live for gpu in other.gpus[row.id]}
-    free = [gpu for gpu in node.capacity.gpus if gpu.index not in busy]
-    return f"{len(free)} of its GPUs are free" if len(free) < need.gpus_per_node else ""
+    rule = of_node(_room(change.session, row), need_of(change.job.spec.resources), row.id)
+    return OF_NODE[rule] if rule else ""
+
+
+def _room(session: Session, row: NodeRow) -> Room:
+    """Returns what is left of a node: without the attempts it holds and the jobs on their way to it."""
+    live = select(AttemptRow).where(holds([row.id]), col(AttemptRow.ended).is_(False))
+    running = [Running(held.job_id, "", 0, held.gpus) for held in session.execute(live).scalars()]
+    room = Room([node_of(nodes_pb2.Node.FromString(row.body))], running)
+    there = [attempt.job_id for attempt in running]
+    coming = select(col(JobRow.body)).where(col(JobRow.move_node) == row.id, col(JobRow.id).not_in(there))
+    for body in session.execute(coming).scalars():
+        room.take(need_of(jobs_pb2.Job.FromString(body).spec.resources), row.id)
+    return room
 
 
 def prepared(change: JobChange, request: nodes_pb2.ReportPreparedRequest) -> None:

@@ -1,7 +1,6 @@
 """What agents report of attempts, and what they are told in return."""
 
 import math
-import time
 from datetime import timedelta
 
 from sqlalchemy import func, select
@@ -17,7 +16,7 @@ from tunesmith_jobs.ending import end_attempt, not_identical
 from tunesmith_jobs.store import find
 from tunesmith_jobs.tables import AttemptRow
 from tunesmith_kit import names
-from tunesmith_kit.clock import Clock
+from tunesmith_kit.clock import Clock, utc
 from tunesmith_kit.db import Database
 
 _JOB = "projects/*/jobs/*"
@@ -84,8 +83,8 @@ class Reports:
 
     async def _time_to_failure(self) -> float | None:
         """Returns the seconds of training between failures that were not the user's; None while unknown."""
-        if time.monotonic() - self._measured > _MTTF_SECONDS:
-            self._measured = time.monotonic()
+        if self._clock.monotonic() - self._measured > _MTTF_SECONDS:
+            self._measured = self._clock.monotonic()
             self._mttf = await self._db.read(mean_time_to_failure)
         return self._mttf
 
@@ -106,8 +105,7 @@ def wanted(change: JobChange, attempt: AttemptRow) -> nodes_pb2.ReportAttemptRes
         desired=state_pb2.Desired.ValueType(attempt.wanted or state_pb2.DESIRED_RUN)
     )
     if attempt.stop_time is not None:
-        until = attempt.stop_time.replace(tzinfo=attempt.stop_time.tzinfo or change.now.tzinfo)
-        answer.stop_deadline.FromTimedelta(max(until - change.now, timedelta()))
+        answer.stop_deadline.FromTimedelta(max(utc(attempt.stop_time) - change.now, timedelta()))
     return answer
 
 

@@ -13,13 +13,12 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from tunesmith.api.common.v1 import common_pb2
-from tunesmith.api.jobs.v1 import jobs_pb2, state_pb2
+from tunesmith.api.jobs.v1 import state_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
 from tunesmith_jobs import deadlines, machine
 from tunesmith_jobs.assignment import assign
 from tunesmith_jobs.census import node_of
-from tunesmith_jobs.change import JobChange, save_node
+from tunesmith_jobs.change import ACTOR, JobChange, drop_condition, save_node
 from tunesmith_jobs.needs import Quota, Usage, over_quota
 from tunesmith_jobs.placement import Blocked, Placement, Preemption
 from tunesmith_jobs.room import Room, Running
@@ -27,7 +26,6 @@ from tunesmith_jobs.stopping import stop_attempt
 from tunesmith_jobs.tables import REVISION, AttemptRow, JobRow, NodeRow, QuotaRow, holds, members
 from tunesmith_kit.clock import Clock
 
-ACTOR = "service/jobs"
 T = TypeVar("T", JobRow, NodeRow, QuotaRow)
 
 
@@ -59,7 +57,7 @@ class Reservations:
     def _start(self, session: Session, row: JobRow, placement: Placement, nodes: "_Nodes") -> None:
         change = JobChange(session, row, ACTOR, self._clock.now())
         change.job.epoch += 1
-        _clear_note(change.job)
+        drop_condition(change.job.conditions, "Scheduled")
         gpus = [nodes.give(placement, name, change.job.name) for name in placement.nodes]
         attempt = _attempt(change, list(zip(placement.nodes, map(list, gpus), strict=True)))
         if len(placement.nodes) > 1:
@@ -78,7 +76,7 @@ class Reservations:
         if len(rows) < len(names) or rows[for_job].state != machine.QUEUED or _is_served(session, for_job):
             return False
         attempts = [session.get(AttemptRow, (v.job_id, v.epoch)) for v in preemption.victims]
-        if any(a is None or a.ended or rows[a.job_id].state not in _LASTING for a in attempts):
+        if any(a is None or a.ended or rows[a.job_id].state not in machine.TRAINS for a in attempts):
             return False
         for attempt in attempts:
             assert attempt is not None
@@ -98,14 +96,7 @@ class Reservations:
                 if row is None or row.revision != block.job.revision:
                     continue
                 change = JobChange(session, row, ACTOR, self._clock.now())
-                _clear_note(change.job)
-                condition = change.job.conditions.add(
-                    type="Scheduled",
-                    status=common_pb2.CONDITION_STATUS_FALSE,
-                    reason=block.reason,
-                    message=block.message,
-                )
-                condition.since_time.FromDatetime(change.now)
+                change.note("Scheduled", block.reason, block.message)
                 change.save()
 
     def expire(self, session: Session, due: deadlines.Due) -> bool:
@@ -125,9 +116,6 @@ class Reservations:
             return False
         change.save()
         return True
-
-
-_LASTING = (machine.STARTING, machine.RUNNING)
 
 
 class _Nodes:
@@ -229,11 +217,6 @@ def _is_served(session: Session, job_id: str) -> bool:
     """Whether jobs give way to this one already, at another replica's word."""
     query = select(func.count()).where(col(AttemptRow.held_for) == job_id, col(AttemptRow.ended).is_(False))
     return bool(session.execute(query).scalar_one())
-
-
-def _clear_note(job: jobs_pb2.Job) -> None:
-    for condition in [c for c in job.conditions if c.type == "Scheduled"]:
-        job.conditions.remove(condition)
 
 
 def _lock_revisions(session: Session) -> None:

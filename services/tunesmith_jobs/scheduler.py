@@ -16,11 +16,11 @@ from sqlmodel import col
 from tunesmith.api.jobs.v1 import state_pb2
 from tunesmith_jobs.assignment import assign
 from tunesmith_jobs.census import Census
-from tunesmith_jobs.change import JobChange
+from tunesmith_jobs.change import ACTOR, JobChange
 from tunesmith_jobs.placement import Decision, decide
-from tunesmith_jobs.reservation import ACTOR, Reservations
+from tunesmith_jobs.reservation import Reservations
 from tunesmith_jobs.tables import AttemptRow, JobRow
-from tunesmith_kit.clock import Clock
+from tunesmith_kit.clock import Clock, utc
 from tunesmith_kit.db import Database
 from tunesmith_kit.telemetry import METRICS
 from tunesmith_kit.watch import CommitSignal
@@ -140,9 +140,8 @@ def _unheard(attempt: AttemptRow, now: datetime) -> bool:
     waits = attempt.state == state_pb2.ATTEMPT_STATE_RESERVED
     if not waits and not (attempt.state in _MEETING and len(attempt.places) > 1):
         return False
-    # SQLite gives times back without their zone. One in the future was written before the clock was set back.
-    sent = attempt.command_time.replace(tzinfo=attempt.command_time.tzinfo or now.tzinfo)
-    return not 0 <= (now - sent).total_seconds() < _REDELIVER_SECONDS
+    # A time in the future was written before the clock was set back.
+    return not 0 <= (now - utc(attempt.command_time)).total_seconds() < _REDELIVER_SECONDS
 
 
 def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -4,13 +4,14 @@ The order stays in the attempt's row, so that each report of its agent is answer
 was lost is made good.
 """
 
+from collections.abc import Iterable
 from datetime import timedelta
 
 from sqlalchemy.orm import Session
 
 from tunesmith.api.jobs.v1 import jobs_pb2, state_pb2
 from tunesmith.api.nodes.v1 import events_pb2 as node_events_pb2
-from tunesmith_jobs import machine
+from tunesmith_jobs import machine, spec
 from tunesmith_jobs.change import JobChange
 from tunesmith_jobs.tables import AttemptRow
 
@@ -42,25 +43,29 @@ def order(
     deadline: timedelta | None = None,
 ) -> None:
     """Tells an attempt's node to end it: PAUSE and CANCEL with a checkpoint, KILL at once."""
-    command = node_events_pb2.NodeCommand()
     attempt.wanted, attempt.stop_time = wanted, None
-    if wanted != state_pb2.DESIRED_KILL:
-        longest = stop_deadline(change.job) if deadline is None else deadline
-        attempt.stop_time = change.now + longest
-        command.stop.deadline.FromTimedelta(longest)
     change.session.add(attempt)
-    if wanted != state_pb2.DESIRED_KILL:
-        change.command(attempt, "stop", command)  # rank 0 tells the others
+    if wanted == state_pb2.DESIRED_KILL:
+        kill(change, attempt, attempt.gpus)
         return
-    for node in attempt.gpus:
-        each = node_events_pb2.NodeCommand()
-        each.kill.SetInParent()
-        change.command(attempt, "kill", each, node)
+    longest = stop_deadline(change.job) if deadline is None else deadline
+    attempt.stop_time = change.now + longest
+    command = node_events_pb2.NodeCommand()
+    command.stop.deadline.FromTimedelta(longest)
+    change.command(attempt, "stop", command)  # rank 0 tells the others
+
+
+def kill(change: JobChange, attempt: AttemptRow, nodes: Iterable[str]) -> None:
+    """Tells some of an attempt's nodes to kill its processes."""
+    for node in nodes:
+        command = node_events_pb2.NodeCommand()
+        command.kill.SetInParent()
+        change.command(attempt, "kill", command, node)
 
 
 def stop_deadline(job: jobs_pb2.Job) -> timedelta:
     """Returns how long a graceful stop of the job may take."""
-    return job.spec.deadlines.stop.ToTimedelta() or timedelta(seconds=60)
+    return job.spec.deadlines.stop.ToTimedelta() or timedelta(seconds=spec.DEFAULT_STOP_SECONDS)
 
 
 def live_attempt(session: Session, job: jobs_pb2.Job) -> AttemptRow | None:

@@ -21,6 +21,15 @@ MESSAGES = {
     "GANG": "too few nodes are free",
     "QUOTA": "the project's quota is used up",
 }
+# The same of one node.
+OF_NODE = {
+    **MESSAGES,
+    "NO_FREE_SLOT": "its slots are taken",
+    "NO_FREE_GPU": "it has too few free GPUs",
+    "ROOM_HELD": "its free room is kept for a job before this one",
+    "NODE_NOT_READY": "it cannot be reached",
+    "NODE_CORDONED": "it is cordoned",
+}
 # Rules by which a node takes nothing new.
 CLOSED = ("NODE_CORDONED", "NODE_NOT_READY")
 # What an idle node lacks, from what is nearest to fitting to what is farthest.

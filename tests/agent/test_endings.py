@@ -61,6 +61,7 @@ def test_a_hang_is_told_as_a_hang() -> None:
     ("size", "advice"),
     [
         (8, "micro_batch_size to 4 and training.gradient_accumulation_steps to 4"),
+        (9, "micro_batch_size to 3 and training.gradient_accumulation_steps to 6"),
         (1, "max_length below 512"),
     ],
 )

@@ -63,10 +63,18 @@ def test_the_page_shows_a_job_live_from_submission_to_its_end(
         assert page.until("reloaded")["charts"] == 2
         assert page.until("dark")["theme"] == "dark"
         client.jobs.submit({**spec(1_000_000), "experiment": "endless"})
+        assert "unpin" in page.until("resumed")["checkpoint"]
+        assert "every fitting node is busy" in page.until("forked")["waits"].lower()
         assert page.until("cancelled")["buttons"] == 0
         phone = page.until("telephone")
         assert "token" not in phone["url"]
         assert phone["wide"] <= 0, "the page is wider than the telephone"
         page.until("done")
         assert process.wait(30) == 0
-    assert {path.name for path in tmp_path.glob("*.png")} == {"running.png", "dark.png", "telephone.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "running.png",
+        "paused.png",
+        "waiting.png",
+        "dark.png",
+        "telephone.png",
+    }

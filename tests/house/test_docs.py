@@ -137,7 +137,7 @@ def test_every_subject_of_the_registry_is_documented() -> None:
 
 
 # Where a reason stands among the arguments of what makes a failure.
-REASON_AT = {"invalid_input": 0, "_infra": 0, "_invalid": -1, "TrainerError": 1, "Failure": 1}
+REASON_AT = {"invalid_input": 0, "infra": 0, "_failed": 1, "_reason": 1, "TrainerError": 1, "Failure": 1}
 
 
 def failure_reasons() -> Iterator[str]:

@@ -94,9 +94,11 @@ def memory_advice(spec: spec_pb2.JobSpec) -> str:
     training = spec.training
     size, accumulation = training.micro_batch_size, max(training.gradient_accumulation_steps, 1)
     if size > 1:
+        part = next(part for part in range(size // 2, 0, -1) if size % part == 0)
         return (
-            f"set training.micro_batch_size to {size // 2} and training.gradient_accumulation_steps to "
-            f"{accumulation * 2} (the same global batch), or retry.oom_policy to OOM_POLICY_HALVE_MICRO_BATCH"
+            f"set training.micro_batch_size to {part} and training.gradient_accumulation_steps to "
+            f"{size * accumulation // part} (the same global batch)"
+            + (", or retry.oom_policy to OOM_POLICY_HALVE_MICRO_BATCH" if part * 2 == size else "")
         )
     return f"set training.max_length below {training.max_length}, or use a node with more memory"
 

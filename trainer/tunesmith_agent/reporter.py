@@ -58,7 +58,7 @@ class Reporter:
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def send_prepared(self, report: nodes_pb2.ReportPreparedRequest) -> None:
-        """Says that what a job needs to move here is here. Once: the job moves all the same after a while."""
+        """Says that what a job needs to move here is here, or cannot be. Once: the command comes again."""
         report.node = self._node
         try:
             await self._stub.ReportPrepared(report, timeout=10, metadata=self._metadata)

@@ -1,8 +1,10 @@
 """Brings a run's checkpoints into the blob store and reports each once it lies there whole."""
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from tunesmith.api.jobs.v1 import state_pb2
@@ -75,9 +77,18 @@ class Uploads:
             epoch=self._notes.epoch,
             digest=digest,
             size_bytes=event["size_bytes"],
-            eval_loss=event.get("eval_loss"),
+            eval_loss=_eval_loss(path),
         )
         checkpoint.create_time.FromMilliseconds(int(event["time"] * 1000))
         await self._report(checkpoint)
         self._notes.reported_digest = digest
         self._notes.reported_step = max(self._notes.reported_step, event["step"])
+
+
+def _eval_loss(path: Path) -> float | None:
+    """Returns the loss of the evaluation the checkpoint was made after, if there was one."""
+    try:
+        properties = json.loads((path / "manifest.json").read_bytes())["properties"]
+        return float(properties["eval_loss"]) if "eval_loss" in properties else None
+    except (OSError, ValueError, KeyError):
+        return None  # removed by the retention rules while it was stored

@@ -66,11 +66,14 @@ _OOM_REMEDY = (
 def memory_advice(micro_batch_size: int, accumulation: int, max_length: int, *, lora: bool) -> str:
     """Which setting to change when memory ran out, and to what."""
     if micro_batch_size > 1:
-        half = -(-micro_batch_size // 2)
+        # The largest part that divides it, so that the global batch stays what it was.
+        part = next(size for size in range(micro_batch_size // 2, 0, -1) if micro_batch_size % size == 0)
+        halves = part * 2 == micro_batch_size
         return (
-            f"set training.micro_batch_size to {half} (it is {micro_batch_size}) and "
-            f"training.gradient_accumulation_steps to {-(-micro_batch_size * accumulation // half)} "
-            f"(it is {accumulation}); retry.oom_policy OOM_POLICY_HALVE_MICRO_BATCH does it by itself"
+            f"set training.micro_batch_size to {part} (it is {micro_batch_size}) and "
+            f"training.gradient_accumulation_steps to {micro_batch_size * accumulation // part} "
+            f"(it is {accumulation})"
+            + ("; retry.oom_policy OOM_POLICY_HALVE_MICRO_BATCH does it by itself" if halves else "")
         )
     other = "use adapter.lora" if not lora else "set training.precision to PRECISION_BFLOAT16"
     return f"set training.max_length to {max(2, max_length // 2)} (it is {max_length}), or {other}"

@@ -13,7 +13,7 @@ E = TypeVar("E", bound=StrEnum)
 
 
 class Fields:
-    """A JSON object read field by field. proto3 JSON has 64-bit integers as strings; both are read."""
+    """`value`, which stands at `path`. proto3 JSON has 64-bit integers as strings; both are read."""
 
     def __init__(self, value: object, path: str) -> None:
         self._path = path

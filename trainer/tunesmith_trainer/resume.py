@@ -21,7 +21,7 @@ from tunesmith_trainer.run import Run
 from tunesmith_trainer.state import PARTIAL, Progress, Tensors
 
 CHECKPOINT, SNAPSHOT = "checkpoint", "snapshot"
-_DAMAGED = -1
+_UNKNOWN = -1  # a place in the run; verification tells what is wrong with a state that has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def _checkpoints(run: Run, identity: Identity) -> Iterator[_Candidate]:
     for step, path in writer.own(folder) if folder.is_dir() else ():
         yield _candidate(run, identity, path, step, None)
     if run.checkpoint is not None:
-        yield _candidate(run, identity, run.checkpoint.path, _DAMAGED, run.checkpoint.digest)
+        yield _candidate(run, identity, run.checkpoint.path, _UNKNOWN, run.checkpoint.digest)
 
 
 def _candidate(run: Run, identity: Identity, path: Path, step: int, digest: str | None) -> _Candidate:
@@ -119,7 +119,7 @@ def _candidate(run: Run, identity: Identity, path: Path, step: int, digest: str 
         record = json.loads((path / writer.STATE).read_bytes())
         position = Progress.from_json(record["progress"]).position
     except (OSError, ValueError, KeyError, TypeError):
-        position = (step, _DAMAGED)  # verification will tell what is wrong with it
+        position = (step, _UNKNOWN)
     return _Candidate(position, lambda: _of_checkpoint(run, identity, path, digest))
 
 

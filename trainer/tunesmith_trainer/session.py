@@ -101,7 +101,7 @@ def _as_before(run: Run) -> Run:
     if run.checkpoint is None:
         return run
     try:
-        properties = json.loads((run.checkpoint.path / "manifest.json").read_bytes())["properties"]
+        properties = json.loads((run.checkpoint.path / artifact.MANIFEST).read_bytes())["properties"]
         before = json.loads(properties["fingerprint"])
         threads, shards = int(before["threads"]), int(before.get("logical_shards", 1))
     except (OSError, ValueError, KeyError, TypeError):

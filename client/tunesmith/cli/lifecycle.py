@@ -100,7 +100,7 @@ def resume(ctx: click.Context, job: str, accept_drift: bool, wait: bool, as_json
 @click.option("--now", is_flag=True, help="Kill its processes at once, without a checkpoint.")
 @click.option("--reason", default="", help="Why, for people.")
 @click.option("--wait", is_flag=True, help="Wait until the job has ended.")
-@click.option("--json", "as_json", is_flag=True, help="Print the job as one JSON object.")
+@_as_json
 @click.pass_context
 def cancel(ctx: click.Context, job: str, now: bool, reason: str, wait: bool, as_json: bool) -> None:
     """End JOB. It writes a checkpoint first, unless --now."""
@@ -108,10 +108,7 @@ def cancel(ctx: click.Context, job: str, now: bool, reason: str, wait: bool, as_
         found = client.jobs.get(job).cancel(now=now, reason=reason)
         if wait:
             found.wait()
-        if as_json:
-            print_json(found.proto)
-        else:
-            console().print(f"[bold]{found.display_name}[/bold]  {text.styled_state(found.proto)}")
+        _print(found, as_json)
 
 
 @click.command()
