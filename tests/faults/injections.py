@@ -25,6 +25,7 @@ from tunesmith.errors import TunesmithError
 from tunesmith_agent.process import start_ticks
 from tunesmith_kit import streams
 from tunesmith_kit.bus import Bus
+from tunesmith_kit.connection import ApiError
 
 _AIMED = ("kill_trainer", "stop_trainer", "damage_checkpoint", "damage_cache", "fail_fsync")
 _AIM_SECONDS = 30.0  # for a target to come by
@@ -203,8 +204,8 @@ class Injector:
         url, token = self._site.bus()
         try:
             asyncio.run(_delete_stream(url, token, stream))
-        except (TunesmithError, OSError, TimeoutError):
-            return ""  # the bus is away just now
+        except (TunesmithError, ApiError, OSError, TimeoutError):
+            return ""  # the bus is away just now, or another fault has taken the stream away
         return stream
 
     def _kill_postgres(self, rng: random.Random, hold: float) -> str:
