@@ -38,6 +38,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 _GATHER = 256  # changes in one commit; more only adds latency
 _NUM_READERS = 4
+_CONFLICTS = 5  # times a batch is done again because a replica was in its way
 
 
 def revision_table(metadata: MetaData) -> Table:
@@ -166,25 +167,36 @@ class Database:
             self._commit(batch)
 
     def _commit(self, batch: list[_Change]) -> None:
-        failure: BaseException | None = None
-        try:
-            with Session(self._writer_engine, expire_on_commit=False) as session, session.begin():
-                for change in batch:
-                    self._apply(session, change)
-        except DBAPIError as error:
-            log.warning("commit failed", extra={"error": str(error.orig), "changes": len(batch)})
-            failure = _unavailable(error)
-        except Exception as error:
-            failure = error
+        failure = self._attempt(batch)
+        for _ in range(_CONFLICTS):
+            if not isinstance(failure, DBAPIError) or not _is_conflict(failure):
+                break
+            failure = self._attempt(batch)
+        if isinstance(failure, DBAPIError):
+            log.warning("commit failed", extra={"error": str(failure.orig), "changes": len(batch)})
+            failure = _unavailable(failure)
         for change in batch:
             change.settle(failure)
         if failure is None:
             self._loop.call_soon_threadsafe(self._announce)
 
+    def _attempt(self, batch: list[_Change]) -> BaseException | None:
+        for change in batch:
+            change.result = change.error = None
+        try:
+            with Session(self._writer_engine, expire_on_commit=False) as session, session.begin():
+                for change in batch:
+                    self._apply(session, change)
+        except Exception as error:
+            return error
+        return None
+
     def _apply(self, session: Session, change: _Change) -> None:
         try:
             with session.begin_nested():
                 change.result = change.work(session)
+            # What this change read without a lock may be old when the next one locks it.
+            session.expunge_all()
         except DBAPIError as error:
             if error.connection_invalidated or isinstance(error, OperationalError):
                 raise
@@ -195,6 +207,12 @@ class Database:
     def _announce(self) -> None:
         for listener in self._listeners:
             listener()
+
+
+def _is_conflict(error: DBAPIError) -> bool:
+    """Whether the server has undone the transaction for another's sake: two replicas whose batches lock the
+    same rows in another order. Nothing was changed, and nothing is wrong: it is done again."""
+    return getattr(error.orig, "sqlstate", "") in ("40P01", "40001")
 
 
 def _unavailable(error: DBAPIError) -> BaseException:

@@ -5,7 +5,8 @@ import importlib
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,27 @@ async def database(url: str) -> AsyncIterator[Database]:
 async def stored(database: Database) -> list[int]:
     query = select(NUMBERS.c.number).order_by(NUMBERS.c.number)
     return await database.read(lambda session: list(session.execute(query).scalars()))
+
+
+async def test_replicas_in_each_others_way_both_get_their_change(url: str, database: Database) -> None:
+    other = Database(url, SCHEMA)
+    crossed = threading.Barrier(2)
+    await database.write(lambda s: s.execute(insert(NUMBERS), [{"number": 1}, {"number": 2}]))
+
+    def take(first: int, second: int, new: int, met: list[bool]) -> Callable[[Session], None]:
+        def work(session: Session) -> None:
+            session.execute(select(NUMBERS).where(NUMBERS.c.number == first).with_for_update())
+            if database.dialect == "postgresql" and not met:
+                met.append(True)
+                crossed.wait(10)  # each holds what the other wants next
+            session.execute(select(NUMBERS).where(NUMBERS.c.number == second).with_for_update())
+            session.execute(insert(NUMBERS).values(number=new))
+
+        return work
+
+    await asyncio.gather(database.write(take(1, 2, 3, [])), other.write(take(2, 1, 4, [])))
+    assert await stored(database) == [1, 2, 3, 4]
+    await other.close()
 
 
 async def test_waiting_changes_share_commits_and_each_gets_its_own_result(database: Database) -> None:
