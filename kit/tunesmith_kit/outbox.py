@@ -36,6 +36,7 @@ from tunesmith_kit.telemetry import METRICS
 log = logging.getLogger(__name__)
 _BATCH = 500
 _KEPT_FOR_REPUBLISH = timedelta(hours=24)
+_LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -105,14 +106,15 @@ class OutboxRelay:
 
     async def run(self) -> None:
         """Sends rows as they come; a poll each second finds those of other replicas, and ends an outage."""
-        looked: float | None = None
+        looked: tuple[float | None, float] | None = None
         while True:
             self._wake.clear()
             try:
-                connected = self._bus.connected_since()
-                if looked is None or connected != looked:
+                connected, now = self._bus.connected_since(), asyncio.get_running_loop().time()
+                # A stream that somebody deletes breaks no connection, so time alone is a reason to look too.
+                if looked is None or connected != looked[0] or now - looked[1] > _LOOK_SECONDS:
                     await self._send_lost_again()
-                    looked = connected
+                    looked = (connected, now)
                 while await self._send_batch():
                     pass
             except TunesmithError as error:

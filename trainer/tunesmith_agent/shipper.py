@@ -21,6 +21,7 @@ from tunesmith_kit.connection import Message, Subscription
 
 log = logging.getLogger(__name__)
 NODE_RANK = 65535
+_MOST_RECORDS = 20_000  # read at once
 _STILL_SECONDS = 5.0  # without progress of the watermark before we ask, and send again
 
 
@@ -60,13 +61,16 @@ class Shipper:
         if self._subscription is not None:
             await self._subscription.close()
 
-    async def tick(self, ended: bool = False) -> None:
-        """Sends what came since the last call. While the bus is away everything stays in the folder."""
+    async def tick(self, ended: bool = False) -> bool:
+        """Sends what came since the last call; tells whether all that lies in the folder was looked at.
+
+        While the bus is away everything stays in the folder, unread.
+        """
         if not self._bus.connected:
-            return
+            return False
         if self._behind() and time.monotonic() - self._moved > _STILL_SECONDS:
             await self._send_again()
-        records = await asyncio.to_thread(self._reader.read, self._sent_seq)
+        records = await asyncio.to_thread(self._reader.read, self._sent_seq, _MOST_RECORDS)
         for batch in pack(self._notes.job_id, self._notes.epoch, self._rank, records):
             await self._send(batch)
             self._sent_seq = batch.first_seq + batch.num_records - 1
@@ -75,6 +79,7 @@ class Shipper:
             msg_id = f"{chunk.job_id}:{chunk.epoch}:{chunk.rank}:{chunk.offset}"
             await self._publish(subject, chunk.SerializeToString(), msg_id)
         self._reader.trim(self._stored_seq)
+        return len(records) < _MOST_RECORDS
 
     async def send_node_series(self, step: int, values: dict[str, float]) -> None:
         """Sends one sample of the node beside the run's curves; `step` is seconds since the run began."""
@@ -90,8 +95,8 @@ class Shipper:
         """Waits until everything is stored, at most so long; an outage must not hold the run's end back."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            await self.tick(ended=True)
-            if not self._behind():
+            # Nothing sent and nothing stored is no proof: what lies in the folder may not have been read yet.
+            if await self.tick(ended=True) and not self._behind():
                 return True
             await asyncio.sleep(0.05)
         return False
