@@ -48,7 +48,7 @@ class FleetStore:
         def act(session: Session) -> tuple[nodes_pb2.Node, list[str]]:
             now = self._clock.now()
             self._give_up_unknown(session, request, now)
-            row = session.get(NodeRow, request.node_id)
+            row = session.get(NodeRow, request.node_id, with_for_update=True)
             node = nodes_pb2.Node.FromString(row.body) if row else self._new_node(request.node_id, now)
             row = row or NodeRow(id=request.node_id, state=0, revision=0, body=b"")
             if node.state not in CLOSED:
@@ -198,7 +198,7 @@ class FleetStore:
 
         def act(session: Session) -> None:
             now = self._clock.now()
-            row = session.get(NodeRow, node_id)
+            row = session.get(NodeRow, node_id, with_for_update=True)
             if row is None:
                 return
             node = nodes_pb2.Node.FromString(row.body)
@@ -289,6 +289,9 @@ def _end(
     actor: str,
     now: datetime,
 ) -> None:
+    """Ends an attempt that was found without its job's lock: a report may have ended it meanwhile."""
     change = JobChange(session, session.get_one(JobRow, row.job_id, with_for_update=True), actor, now)
-    end_attempt(change, row, end, failure)
-    change.save()
+    session.refresh(row)
+    if not row.ended:
+        end_attempt(change, row, end, failure)
+        change.save()

@@ -14,7 +14,7 @@ def age(path: Path, seconds: float) -> None:
 
 
 def test_only_what_nobody_uses_is_dropped(tmp_path: Path) -> None:
-    memory = SnapshotMemory(str(tmp_path), Path("/home/n1"))
+    memory = SnapshotMemory(str(tmp_path), Path("/srv/n1"))
     folders = {name: memory.folder(name) for name in ("running", "fresh", "left")}
     for folder in folders.values():
         assert folder is not None
@@ -25,6 +25,8 @@ def test_only_what_nobody_uses_is_dropped(tmp_path: Path) -> None:
     assert {name for name, folder in folders.items() if folder and folder.exists()} == {"running", "fresh"}
     memory.drop("running")
     assert not (folders["running"] or tmp_path).exists()
+    memory.drop("fresh")
+    assert not list(tmp_path.iterdir()), "the node's own folder goes with the last job's"
 
 
 def test_two_nodes_of_one_machine_do_not_meet(tmp_path: Path) -> None:

@@ -1,13 +1,8 @@
-"""The trainers' own word: spools, kept by hard links before an agent trims them, read by the contract.
-
-Written from docs/run-folder.md and not from the agent's reader, so that the two check each other.
-"""
+"""The trainers' own word: spools, kept by hard links before an agent trims them."""
 
 import json
 import os
-import struct
 import threading
-import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.site import Site
+from tests.support.spool import step_records
 
 _LOOK_SECONDS = 0.05
-_STEP = struct.Struct("<QqqH")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,23 +84,6 @@ class Witness:
 
 
 def read_segment(data: bytes, epoch: int) -> Iterator[Record]:
-    """Yields the whole step records of a segment; a torn end is a write that never happened."""
-    if data[:8] != b"TSMETR01":
-        return
-    keys: dict[int, str] = {}
-    at = 8
-    while at + 8 <= len(data):
-        length, crc = struct.unpack_from("<II", data, at)
-        body = data[at + 8 : at + 4 + length]
-        if len(body) != length - 4 or zlib.crc32(body) != crc:
-            return
-        at += 4 + length
-        if body[0] == 1:
-            keys[struct.unpack_from("<H", body, 1)[0]] = body[3:].decode()
-        elif body[0] == 2:
-            seq, step, time_us, count = _STEP.unpack_from(body, 1)
-            start = 1 + _STEP.size
-            ids = struct.unpack_from(f"<{count}H", body, start)
-            values = struct.unpack_from(f"<{count}d", body, start + 2 * count)
-            named = dict(zip((keys[i] for i in ids), values, strict=True))
-            yield Record(epoch, seq, step, time_us / 1e6, named)
+    """Yields the whole step records of a segment."""
+    for seq, step, time_us, values in step_records(data):
+        yield Record(epoch, seq, step, time_us / 1e6, values)

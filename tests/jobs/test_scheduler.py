@@ -1,17 +1,21 @@
 """The scheduler on a real database: what is decided is applied once, by however many replicas."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, select, text
+from sqlalchemy.orm import Session
 
 from tests.jobs.stage import CALLER, Stage, stage
 from tests.support import postgres
 from tunesmith.api.jobs.v1 import jobs_pb2, queue_pb2, verbs_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
-from tunesmith_jobs import census
+from tunesmith_jobs import census, moves
+from tunesmith_jobs.change import save_node
 from tunesmith_jobs.needs import Waiting
 from tunesmith_jobs.placement import Placement, Preemption
 from tunesmith_jobs.reservation import Reservations
@@ -32,12 +36,16 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of either kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/jobs.db"
-    found: str = request.getfixturevalue("server").url
-    engine = create_engine(db.normalise(found))
+    return empty(request.getfixturevalue("server"))
+
+
+def empty(server: postgres.Postgres) -> str:
+    """Removes what the service has in a PostgreSQL database and returns its URL."""
+    engine = create_engine(db.normalise(server.url))
     with engine.begin() as connection:
         connection.execute(text("DROP SCHEMA IF EXISTS jobs CASCADE"))
     engine.dispose()
-    return found
+    return server.url
 
 
 @pytest.fixture
@@ -254,3 +262,40 @@ async def test_the_census_kept_up_to_date_is_the_one_read_anew(jobs: Stage) -> N
     await check()
     kept.revision, kept.waiting = 1_000_000, {"gone": Waiting("gone")}
     await check()  # a backup was put back: everything is read anew
+
+
+@pytest.mark.distributed
+async def test_a_lease_that_comes_back_opens_no_node_that_is_being_closed(server: postgres.Postgres) -> None:
+    """Another replica's cordon is not committed yet when this one hears of the lease."""
+    locked, commit = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def cordon(session: Session) -> None:
+        row = moves.node_row(session, "n1")
+        node = nodes_pb2.Node.FromString(row.body)
+        node.state = nodes_pb2.NODE_STATE_CORDONED
+        save_node(session, row, node, datetime.now(UTC))
+        loop.call_soon_threadsafe(locked.set)
+        assert commit.wait(20)
+
+    def waits(session: Session) -> bool:
+        held = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        return bool(session.execute(held).scalar_one())
+
+    async with stage(empty(server)) as jobs:
+        await jobs.node("n1")
+        await jobs.fleet.set_reachable("n1", False)
+        other = Database(server.url, "jobs")
+        try:
+            cordoning = asyncio.create_task(other.write(cordon))
+            await locked.wait()
+            hearing = asyncio.create_task(jobs.fleet.set_reachable("n1", True))
+            while not await other.read(waits):
+                pass
+            commit.set()
+            await asyncio.gather(cordoning, hearing)
+        finally:
+            commit.set()
+            await other.close()
+        (node,) = (await jobs.fleet.list(nodes_pb2.ListNodesRequest())).nodes
+        assert node.state == nodes_pb2.NODE_STATE_CORDONED

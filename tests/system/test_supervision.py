@@ -83,6 +83,26 @@ def test_a_killed_trainer_loses_one_step_at_most_and_its_memory_is_given_back(pl
         check_whole(platform, done, 600)
 
 
+def test_a_pause_whose_trainer_dies_over_it_costs_no_step(platform: Platform) -> None:
+    with platform.client() as client:
+        # A snapshot each step, whatever it costs on this machine.
+        job = client.jobs.submit(spec(300, max_checkpoint_overhead=1))
+        seen = wait_step(client, job.name, 20).proto.progress.step
+        (pid,) = trainers(platform.root, job.id)
+        os.kill(pid, signal.SIGSTOP)  # it will not save
+        job.pause()
+        (control,) = platform.root.glob(f"**/runs/{job.id}-1/control")
+        wait_for(lambda: control.read_text() == "stop\n", 20, "the trainer is told to stop")
+        os.kill(pid, signal.SIGKILL)
+        wait_state(client, job.name, "PAUSED")
+        job.resume()
+        done = wait_state(client, job.name, "SUCCEEDED")
+        second, _ = done.attempts()
+        assert second.resumed_from == "snapshot"
+        assert second.resumed_step >= seen
+        check_whole(platform, done, 300)
+
+
 def test_a_trainer_killed_for_memory_is_told_as_such_and_not_tried_blindly(tmp_path: Path) -> None:
     if not os.access(_CGROUPS, os.W_OK):
         pytest.skip("no memory cgroup that this user may make")

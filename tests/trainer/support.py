@@ -6,16 +6,15 @@ import hashlib
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.spool import step_records
 from tunesmith_trainer import artifact
 
 TRAINER = Path(__file__).parents[2] / "trainer"
@@ -240,32 +239,12 @@ def events(run: Path, kind: str = "") -> list[dict[str, Any]]:
 
 
 def records(run: Path) -> list[tuple[int, int, dict[str, float]]]:
-    """(seq, step, values) of all whole step records, read by the words of docs/run-folder.md."""
+    """(seq, step, values) of all whole step records."""
     return [
-        record
+        (seq, step, values)
         for path in sorted((run / "spool").glob("metrics-*.bin"))
-        for record in _segment(path.read_bytes())
+        for seq, step, _, values in step_records(path.read_bytes())
     ]
-
-
-def _segment(data: bytes) -> Iterator[tuple[int, int, dict[str, float]]]:
-    if len(data) < 8:
-        return  # just made
-    assert data[:8] == b"TSMETR01"
-    at, keys = 8, dict[int, str]()
-    while at + 8 <= len(data):
-        length, crc = struct.unpack_from("<II", data, at)
-        body = data[at + 8 : at + 4 + length]
-        if len(body) != length - 4 or zlib.crc32(body) != crc:
-            return
-        at += 4 + length
-        if body[0] == 1:
-            keys[struct.unpack_from("<H", body, 1)[0]] = body[3:].decode()
-            continue
-        seq, step, _, count = struct.unpack_from("<QqqH", body, 1)
-        ids = struct.unpack_from(f"<{count}H", body, 27)
-        values = struct.unpack_from(f"<{count}d", body, 27 + 2 * count)
-        yield seq, step, {keys[i]: value for i, value in zip(ids, values, strict=True)}
 
 
 def losses(run: Path) -> dict[int, float]:

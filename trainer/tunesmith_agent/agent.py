@@ -17,7 +17,7 @@ from tunesmith.api.nodes.v1 import events_pb2, nodes_pb2, nodes_pb2_grpc
 from tunesmith.errors import InvalidArgument, TunesmithError
 from tunesmith_agent.attempt import Attempt, Tools
 from tunesmith_agent.endings import declined, no_folder, no_inputs
-from tunesmith_agent.folder import Notes, RunFolder, find_runs
+from tunesmith_agent.folder import CHECKPOINT, Notes, RunFolder, find_runs
 from tunesmith_agent.gpus import Gpus
 from tunesmith_agent.reporter import Fenced
 from tunesmith_kit import subjects
@@ -139,7 +139,7 @@ class Agent:
             given = command.stop.HasField("deadline")
             known.stop(*([command.stop.deadline.ToTimedelta().total_seconds()] if given else []))
         else:
-            known.folder.command("checkpoint")
+            known.folder.command(CHECKPOINT)
 
     async def _prepare(self, command: events_pb2.NodeCommand) -> None:
         """Fetches what a job will need here; its present attempt trains on elsewhere meanwhile."""
@@ -211,6 +211,9 @@ class Agent:
             shutil.rmtree(folder.path, ignore_errors=True)
             if self._attempts.get(notes.job_id) and self._attempts[notes.job_id].notes.closed:
                 del self._attempts[notes.job_id]
+        self._give_memory_back()
+
+    def _give_memory_back(self) -> None:
         running = {a.notes.job_id for a in self._attempts.values() if not a.notes.ended}
         self._tools.snapshots.tidy(running)
 
@@ -219,6 +222,7 @@ class Agent:
         psutil.cpu_percent()
         while True:
             await asyncio.sleep(_SAMPLE_SECONDS)
+            self._give_memory_back()  # a job that failed for good may have been the last one here
             beat = self._measure()
             await self._bus.publish_core(subjects.heartbeat(self._facts.node_id), beat.SerializeToString())
             for attempt in list(self._attempts.values()):

@@ -44,9 +44,7 @@ _STACK_SECONDS = 1.0  # for every thread's stack to reach the log
 _SURVIVOR_SECONDS = 2.0  # for the other ranks to say why they end when one is gone
 _DONE = ("completed", "checkpointed")
 _DAMAGED = ("INPUT_DAMAGED", "CHECKPOINT_DAMAGED")
-_OVER = frozenset(
-    {state_pb2.ATTEMPT_STATE_COMPLETED, state_pb2.ATTEMPT_STATE_CHECKPOINTED, state_pb2.ATTEMPT_STATE_KILLED}
-)
+_OVER = frozenset({state_pb2.ATTEMPT_STATE_COMPLETED, state_pb2.ATTEMPT_STATE_CHECKPOINTED})
 
 
 @dataclass(frozen=True)
@@ -347,7 +345,8 @@ class Attempt:
 
     async def _report_end(self, report: nodes_pb2.ReportAttemptRequest) -> None:
         await self._send(report)
-        self.over = report.state in _OVER
+        # One that was to stop and died, or was too slow, saved nothing: its last snapshot is kept.
+        self.over = report.state in _OVER or self.notes.told_to_kill
         self.notes.ended = True
         self.folder.save(self.notes)
 

@@ -94,8 +94,15 @@ class RunFolder:
         return ParseDict(found, events_pb2.AssignAttempt()) if found is not None else None
 
     def command(self, word: str) -> None:
-        """Tells the trainer what is wanted now."""
-        self._replace("control", word + "\n")
+        """Tells the trainer what is wanted now; who is to stop saves anyway, and is not told otherwise."""
+        if word != CHECKPOINT or self._wanted() != STOP:
+            self._replace("control", word + "\n")
+
+    def _wanted(self) -> str:
+        try:
+            return (self.path / "control").read_text().strip()
+        except FileNotFoundError:
+            return ""
 
     def status(self) -> dict[str, Any] | None:
         """Returns what the trainer last said of itself."""

@@ -1,7 +1,9 @@
 """Folders in memory for the trainers' snapshots: ours, so that they outlive a trainer and its attempt."""
 
+import contextlib
 import hashlib
 import logging
+import math
 import shutil
 import time
 from collections.abc import Collection
@@ -35,13 +37,27 @@ class SnapshotMemory:
         """Gives a job's memory back: nobody will go on from it on this node."""
         if self._root is not None:
             shutil.rmtree(self._root / job_id, ignore_errors=True)
+            self._leave()
 
     def tidy(self, running: Collection[str]) -> None:
         """Drops what no attempt has touched for a while: its job went on elsewhere, or never."""
         if self._root is None or not self._root.is_dir():
             return
         for path in self._root.iterdir():
-            files = [path, *path.iterdir()]
-            if path.name in running or time.time() - max(f.stat().st_mtime for f in files) < _KEPT_SECONDS:
-                continue
-            shutil.rmtree(path, ignore_errors=True)
+            if path.name not in running and _idle_seconds(path) >= _KEPT_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+        self._leave()
+
+    def _leave(self) -> None:
+        """Removes the node's folder when no job has one: an agent that never comes back leaves nothing."""
+        assert self._root is not None
+        with contextlib.suppress(OSError):  # it holds something, or is not there
+            self._root.rmdir()
+
+
+def _idle_seconds(folder: Path) -> float:
+    """Seconds since a job's memory was written; endless when there is none to go on from."""
+    try:
+        return min((time.time() - item.stat().st_mtime for item in folder.iterdir()), default=math.inf)
+    except FileNotFoundError:  # it changes right now
+        return 0.0

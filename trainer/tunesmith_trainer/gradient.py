@@ -15,8 +15,7 @@ import torch
 from tunesmith_trainer.data import Micro
 from tunesmith_trainer.group import Group
 from tunesmith_trainer.run import GradientSync, Training
-
-Tensors = dict[str, torch.Tensor]
+from tunesmith_trainer.state import Tensors
 
 
 @dataclass(slots=True)

@@ -12,8 +12,8 @@ from typing import Any
 MAGIC = b"TSSNAP01"
 HEADER_BYTES = 128
 ALIGNMENT = 64
-# Magic, generation, step, micro-step, bytes of JSON, bytes of tensors, sum of the tensors' 64-bit words,
-# CRC-32 of the JSON; then the CRC-32 of all that.
+# Magic, generation, step, place after the step (Progress.position), bytes of JSON, bytes of tensors, sum of
+# the tensors' 64-bit words, CRC-32 of the JSON; then the CRC-32 of all that.
 _HEADER = struct.Struct("<8sQQQQQQI")
 _CRC = struct.Struct("<I")
 _GENERATION_AT = 8
@@ -25,7 +25,7 @@ class Header:
 
     generation: int
     step: int
-    micro_step: int
+    place: int
     json_bytes: int
     tensor_bytes: int
     tensor_sum: int
@@ -37,7 +37,7 @@ class Header:
             MAGIC,
             self.generation,
             self.step,
-            self.micro_step,
+            self.place,
             self.json_bytes,
             self.tensor_bytes,
             self.tensor_sum,

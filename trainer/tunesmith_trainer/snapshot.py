@@ -18,8 +18,8 @@ import torch
 
 from tunesmith_trainer import slots
 from tunesmith_trainer.slots import HEADER_BYTES, Header, Place
+from tunesmith_trainer.state import Tensors
 
-Tensors = dict[str, torch.Tensor]
 SUFFIX = ".slots"
 # Room for the JSON to grow before the slots are laid out anew.
 _SLACK_BYTES = 2048
@@ -59,8 +59,8 @@ class Snapshot:
 
     @property
     def position(self) -> tuple[int, int]:
-        """Step and micro-step, to find the newest."""
-        return self.header.step, self.header.micro_step
+        """Step and the place after it (state.py), to find the newest."""
+        return self.header.step, self.header.place
 
     def load(self) -> Tensors:
         """The tensors, each in memory of its own."""
