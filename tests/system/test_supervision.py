@@ -70,7 +70,7 @@ def test_a_hang_is_noticed_and_its_stacks_are_in_the_log(platform: Platform) -> 
 
 def test_a_killed_trainer_loses_one_step_at_most_and_its_memory_is_given_back(platform: Platform) -> None:
     with platform.client() as client:
-        job = client.jobs.submit(spec(600))
+        job = client.jobs.submit(spec(600, max_checkpoint_overhead=1.0))
         seen = wait_step(client, job.name, 20).proto.progress.step
         (pid,) = trainers(platform.root, job.id)
         os.kill(pid, signal.SIGKILL)

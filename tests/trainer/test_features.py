@@ -147,6 +147,11 @@ def test_early_stopping_ends_training_and_keeps_the_best(make_run: MakeRun, trai
     evaluated = {step: v["eval/loss"] for step, _, v in _by_step(run) if "eval/loss" in v}
     best = min(evaluated, key=lambda step: evaluated[step])
     assert {path.name for path in support.checkpoints(run)} == {f"step-{step:08d}" for step in (best, 9)}
+    last = support.checkpoint_of(run / "checkpoints" / "step-00000009", 9)
+    patient = {**job, "training": {**job["training"], "early_stopping_patience": 4}}
+    forked = make_run(patient, "forked", checkpoint=last, forked=True)
+    assert train(forked) == 0, support.log_of(forked)
+    assert support.status(forked)["step"] == 15, "a fork with more patience goes on"
 
 
 def _by_step(run: Path) -> list[tuple[int, int, dict[str, float]]]:

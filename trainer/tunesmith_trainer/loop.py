@@ -197,9 +197,12 @@ class Loop:
         if session.metrics is not None:
             session.metrics.write(progress.step, _EVAL_KEYS, (loss,))
         progress.count_evaluation(loss, self._training.early_stopping_min_delta)
-        patience = self._training.early_stopping_patience
-        progress.stopped_early = bool(patience) and progress.num_worse >= patience
+        progress.stopped_early = self._out_of_patience()
         self._gauge.restart()
+
+    def _out_of_patience(self) -> bool:
+        patience = self._training.early_stopping_patience
+        return bool(patience) and self.progress.num_worse >= patience
 
     def resume(self) -> None:
         """Go to the newest state, if there is one. The cost does not depend on its step."""
@@ -209,6 +212,7 @@ class Loop:
         if told is not None:
             tensors = resume.share(session.group, told, found, session.model.device)
             self.progress = Progress.from_json(told["progress"])
+            self.progress.stopped_early &= self._out_of_patience()  # a fork may have been given more
             session.state.restore(tensors)
             if self.progress.partial and not self._gradients.restore(
                 self.progress.partial, group(tensors, PARTIAL)

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _REMEMBERED = 5
+_TELLING = 3  # costs from which a median tells more than the least
 
 
 class Pace:
     """Allows something that holds training up for at most `share` of the time, as measured.
 
-    The cost is the median of the last few, so that one slow copy does not stop the next hour's. A share of 1
-    or more is no limit.
+    The cost is the median of the last few, and the least of the first two: one copy that had to wait for the
+    processor must not stop the next ones. A share of 1 or more is no limit.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class Pace:
 
     def interval(self) -> float:
         """Seconds from one to the next."""
-        cost = statistics.median(self._costs) if self._costs else 0.0
+        if not self._costs:
+            return self._least
+        cost = min(self._costs) if len(self._costs) < _TELLING else statistics.median(self._costs)
         return max(self._least, cost / self._share)
 
     def put_off(self, seconds: float) -> None:

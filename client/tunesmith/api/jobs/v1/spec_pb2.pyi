@@ -317,7 +317,7 @@ class DeadlineSpec(_message.Message):
     STOP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
-        """Longest time from the acceptance to the first start. Beyond it the job fails as
+        """Longest time from the acceptance to the first start, rest included. Beyond it the job fails as
         QUEUE_DEADLINE. Absent: no limit.
         """
 
