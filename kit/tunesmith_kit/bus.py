@@ -117,6 +117,19 @@ class Bus:
         """
         return await self._window.publish_soon(subject, payload, msg_id, headers, deadline)
 
+    async def stream_created(self, stream: str) -> str:
+        """Returns when a stream was made, which tells it from one of the same name made anew after a loss.
+
+        Raises:
+            Unavailable: the stream is not there now, or cannot be asked.
+        """
+        try:
+            return str((await self.connection.api(f"STREAM.INFO.{stream}"))["created"])
+        except ApiError as error:
+            raise Unavailable(
+                "BUS_UNAVAILABLE", f"the stream cannot be read: {error}", field=stream
+            ) from error
+
     async def msg_id_at(self, stream: str, seq: int) -> str | None:
         """Returns the message id of one stored message; None when it is not there or has none.
 

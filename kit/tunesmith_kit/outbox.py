@@ -66,6 +66,8 @@ def outbox_table(metadata: MetaData) -> Table:
         Column("traceparent", String(60), nullable=False),
         Column("time", DateTime(timezone=True), nullable=False),
         Column("published_seq", BigInteger, nullable=True),
+        # When the stream it went to was made: its numbers mean nothing in a later one.
+        Column("published_to", String(40), nullable=True),
         Index("ix_outbox_published_seq", "published_seq", "event_id"),
         Index("ix_outbox_resource", "resource", "event_id"),
     )
@@ -100,6 +102,7 @@ class OutboxRelay:
 
     def __init__(self, db: Database, bus: Bus, table: Table, source: str) -> None:
         self._db, self._bus, self._table, self._source = db, bus, table, source
+        self._stream = ""  # when the stream that is written to was made, as of the last look
         self._wake = asyncio.Event()
         db.on_commit(self._wake.set)
         bus.on_reconnect(self._wake.set)
@@ -145,30 +148,36 @@ class OutboxRelay:
             )
             for row in rows
         ]
+        # What was looked up before sending: if the stream is another by now, the rows are sent again.
+        stream = self._stream
         acks = await asyncio.gather(*sends)
         sent = {row.event_id: ack.seq for row, ack in zip(rows, acks, strict=True)}
 
         def mark(session: Session) -> None:
             for event_id, seq in sent.items():
-                session.execute(update(table).where(table.c.event_id == event_id).values(published_seq=seq))
+                sent_to = {"published_seq": seq, "published_to": stream}
+                session.execute(update(table).where(table.c.event_id == event_id).values(sent_to))
 
         await self._db.write(mark)
         return len(rows) == _BATCH
 
     async def _send_lost_again(self) -> None:
-        """Marks rows unsent when the newest confirmed one is gone from the stream: the bus lost its disk."""
-        table = self._table
+        """Marks rows unsent that went to a stream that is gone, or whose newest is gone from the stream: the
+        bus lost its disk, or the end of it."""
+        table, self._stream = self._table, await self._bus.stream_created("EVENTS")
         since = datetime.now(UTC) - _KEPT_FOR_REPUBLISH
-        recent = (table.c.time > since) & table.c.subject.like("%.evt.%")
-        query = select(table.c.event_id, table.c.published_seq).where(
-            recent, table.c.published_seq.is_not(None)
-        )
+        lost = (table.c.time > since) & table.c.subject.like("%.evt.%") & table.c.published_seq.is_not(None)
+        here = table.c.published_to == self._stream
+        query = select(table.c.event_id, table.c.published_seq).where(lost, here)
         newest = await self._db.read(
             lambda s: s.execute(query.order_by(table.c.published_seq.desc()).limit(1)).first()
         )
         if newest is None or await self._bus.msg_id_at("EVENTS", newest.published_seq) == newest.event_id:
+            lost &= table.c.published_to.is_distinct_from(self._stream)
+        found = select(table.c.event_id).where(lost).limit(1)
+        if await self._db.read(lambda s: s.execute(found).first()) is None:
             return
-        await self._db.write(lambda s: s.execute(update(table).where(recent).values(published_seq=None)))
+        await self._db.write(lambda s: s.execute(update(table).where(lost).values(published_seq=None)))
         log.warning(
             "the bus lost events; publishing those of the last day again", extra={"service": self._source}
         )

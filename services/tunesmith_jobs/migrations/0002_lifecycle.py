@@ -17,6 +17,8 @@ def _json(text: Any) -> Any:
 
 
 def upgrade() -> None:
+    with op.batch_alter_table("outbox", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("published_to", sa.String(length=40), nullable=True))
     op.create_table(
         "checkpoints",
         sa.Column("job_id", sa.String(length=26), nullable=False),
@@ -76,6 +78,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    with op.batch_alter_table("outbox", schema=None) as batch_op:
+        batch_op.drop_column("published_to")
+
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.drop_index("ix_jobs_share")
         batch_op.drop_index("ix_jobs_parent")

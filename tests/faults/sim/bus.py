@@ -73,6 +73,11 @@ class SimBus:
             raise _gone()
         return Ack(1 + next(i for i, (known, _, _) in enumerate(self._stored) if known == msg_id))
 
+    async def stream_created(self, stream: str) -> str:
+        """Tells the streams from those made anew after a loss."""
+        self._check()
+        return str(self._generation)
+
     async def msg_id_at(self, stream: str, seq: int) -> str | None:
         """Id of a stored message."""
         self._check()
