@@ -11,7 +11,7 @@ from tests.faults.schedule import kinds_of
 @pytest.mark.timeout(420)
 @pytest.mark.parametrize(
     ("mode", "seed", "kills"),
-    [("embedded", 2, 10), pytest.param("distributed", 3, 8, marks=pytest.mark.distributed)],
+    [("embedded", 2, 8), pytest.param("distributed", 3, 6, marks=pytest.mark.distributed)],
 )
 def test_a_campaign_keeps_every_promise(mode: str, seed: int, kills: int, tmp_path: Path) -> None:
     kinds = [kind for kind in kinds_of(mode) if kind != "lose_node"]  # it lasts half a minute

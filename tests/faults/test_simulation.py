@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-STORIES = 30
+STORIES = 20
 
 
 @pytest.mark.parametrize("seed", [1, 20261122])

@@ -42,7 +42,8 @@ def test_a_cancel_waits_for_no_import(embedded_platform: Platform, now: bool) ->
     up = psutil.Process(embedded_platform.processes["up"].pid)
 
     def standby() -> psutil.Process | None:
-        return next((p for p in up.children() if "--standby" in p.cmdline()), None)
+        alive = (p for p in up.children() if p.status() != psutil.STATUS_ZOMBIE)
+        return next((p for p in alive if "--standby" in p.cmdline()), None)
 
     waiting = wait_for(standby, 20, "a trainer stands by")
     waiting.suspend()  # it stands for imports from a slow disk
