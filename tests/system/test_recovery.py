@@ -41,9 +41,10 @@ def test_a_killed_trainer_ends_with_the_same_bits(embedded_platform: Platform, u
         os.kill(running_pid(platform, job.id, 1), signal.SIGKILL)
         done = wait_state(client, job.name, "SUCCEEDED", seconds=90)
         assert [a.epoch for a in done.attempts()] == [2, 1]
-        resumed = done.attempts()[0].resumed_step
-        assert resumed > 0
-        assert resumed % 25 == 0
+        second = done.attempts()[0]
+        # From a snapshot at any step, or where copies had to wait for the processor from a checkpoint.
+        assert second.resumed_from == "snapshot" or second.resumed_step % 25 == 0
+        assert second.resumed_step >= 50
         check_whole(platform, done, STEPS)
         assert output_digest(client, done) == undisturbed
 

@@ -16,8 +16,8 @@ def test_a_gang_trains_as_one_and_a_lost_rank_on_another_node_gives_the_same_bit
 ) -> None:
     platform = distributed_platform
     with platform.client() as client:
-        alone = client.jobs.submit(spec(400, logical_shards=2)).wait(90)
-        gang = {**spec(400, logical_shards=2), "resources": {"num_nodes": 2}}
+        alone = client.jobs.submit(spec(250, logical_shards=2)).wait(90)
+        gang = {**spec(250, logical_shards=2), "resources": {"num_nodes": 2}}
         job = client.jobs.submit(gang)
         wait_step(client, job.name, 3, seconds=90)
         (attempt,) = job.attempts()
@@ -30,5 +30,5 @@ def test_a_gang_trains_as_one_and_a_lost_rank_on_another_node_gives_the_same_bit
         assert first.failure.message.startswith("rank 1 died"), first.failure
         assert not any(psutil.pid_exists(pid) for each in pids.values() for pid in each)
         assert output_digest(client, done) == output_digest(client, alone)
-        check_whole(platform, done, 400)
+        check_whole(platform, done, 250)
         assert all(not node.jobs for node in client.nodes.list())
