@@ -54,7 +54,7 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("places", sa.JSON(), nullable=False, server_default="[]"))
         batch_op.add_column(sa.Column("rendezvous", sa.String(length=300), nullable=False, server_default=""))
     attempts = sa.table(
-        "attempts", sa.column("node"), sa.column("members"), sa.column("places"), sa.column("gpus", sa.String)
+        "attempts", *(sa.column(name, sa.String) for name in ("node", "members", "places", "gpus"))
     )
     op.execute(
         attempts.update().values(
