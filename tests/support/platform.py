@@ -192,6 +192,8 @@ class Distributed:
             assert process.alive(), f"{process.name} died:\n{process.tail()}"
         try:
             with platform.rest() as rest:
+                if rest.get("/readyz").status_code != httpx.codes.OK:
+                    return False
                 fleet = rest.get("/api/v1/fleet").json()
         except httpx.HTTPError:
             return False

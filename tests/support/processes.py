@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
+
 BIN = Path(sys.executable).parent
 
 
@@ -24,6 +26,14 @@ def wait_for(look: Callable[[], T | None], seconds: float, what: str) -> T:
             return found
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.02)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not asked for its end yet does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.jobs import check_whole, spec, wait_state, wait_step
 from tests.support.platform import Platform
-from tests.support.processes import wait_for
+from tests.support.processes import runs, wait_for
 
 
 def trainer_of(platform: Platform, job_id: str) -> int:
@@ -54,7 +54,7 @@ def test_a_cancel_waits_for_no_import(embedded_platform: Platform, now: bool) ->
             job.cancel(now=now)
             wait_state(client, job.name, "CANCELLED", seconds=20)
         pid = trainer_of(embedded_platform, job.id)
-        assert not pid or not psutil.pid_exists(pid), "nobody goes on training"
+        assert not pid or not runs(pid), "nobody goes on training"
     finally:
         if waiting.is_running():
             waiting.resume()
@@ -89,7 +89,7 @@ def test_a_cancel_reaches_a_hung_trainer_though_the_bus_lost_the_command(
         with bus_without_its_disk(distributed_platform):
             job.cancel(now=True)
             wait_state(client, job.name, "CANCELLED", seconds=40)
-        assert not psutil.pid_exists(pid)
+        assert not runs(pid)
 
 
 @pytest.mark.distributed

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.jobs import check_whole, output_digest, spec, wait_state, wait_step
 from tests.support.platform import Platform, embedded
+from tests.support.processes import runs
 
 STEPS = 300
 
@@ -57,7 +58,7 @@ def test_a_killed_platform_adopts_the_running_trainer(tmp_path: Path, undisturbe
             wait_step(client, job.name, 40)
         pid = running_pid(platform, job.id, 1)
         platform.processes["up"].kill()
-        assert psutil.pid_exists(pid), "the trainer outlives the platform"
+        assert runs(pid), "the trainer outlives the platform"
     with embedded(tmp_path) as platform, platform.client() as client:
         done = wait_state(client, job.name, "SUCCEEDED", seconds=90)
         assert [a.epoch for a in done.attempts()] == [1], "no second attempt was needed"
@@ -88,7 +89,7 @@ def test_a_run_that_ends_while_the_platform_is_down_is_taken_up_afterwards(tmp_p
         pid = running_pid(platform, job.id, 1)
         platform.processes["up"].kill()
         psutil.wait_procs([psutil.Process(pid)], timeout=60)
-        assert not psutil.pid_exists(pid), "it trained to its end on its own"
+        assert not runs(pid), "it trained to its end on its own"
     with embedded(tmp_path) as platform, platform.client() as client:
         done = wait_state(client, job.name, "SUCCEEDED", seconds=60)
         assert [a.epoch for a in done.attempts()] == [1]

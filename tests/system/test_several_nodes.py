@@ -3,11 +3,11 @@
 import os
 import signal
 
-import psutil
 import pytest
 
 from tests.support.jobs import check_whole, output_digest, spec, trainers, wait_state, wait_step
 from tests.support.platform import Platform
+from tests.support.processes import runs
 
 
 @pytest.mark.distributed
@@ -28,7 +28,7 @@ def test_a_gang_trains_as_one_and_a_lost_rank_on_another_node_gives_the_same_bit
         done = wait_state(client, job.name, "SUCCEEDED", seconds=120)
         _, first = done.attempts()
         assert first.failure.message.startswith("rank 1 died"), first.failure
-        assert not any(psutil.pid_exists(pid) for each in pids.values() for pid in each)
+        assert not any(runs(pid) for each in pids.values() for pid in each)
         assert output_digest(client, done) == output_digest(client, alone)
         check_whole(platform, done, 250)
         assert all(not node.jobs for node in client.nodes.list())
