@@ -15,8 +15,13 @@ from tunesmith_kit.clock import Clock
 from tunesmith_kit.db import Database
 from tunesmith_kit.rpc import EVERYTHING, Authenticate, Principal
 
-_READ = frozenset({"jobs.read", "nodes.read", "datasets.read", "models.read", "metrics.read", "blobs.read"})
-_WRITE = _READ | {"jobs.write", "datasets.write", "models.write", "models.promote", "blobs.write"}
+_READ = frozenset(
+    f"{what}.read" for what in ("jobs", "nodes", "datasets", "models", "metrics", "alerts", "blobs")
+)
+_WRITE = _READ | {
+    *(f"{what}.write" for what in ("jobs", "datasets", "models", "alerts", "blobs")),
+    "models.promote",
+}
 
 # A permission that no role holds is open to admins only; a role that is not here may do nothing.
 ROLES: Mapping[str, frozenset[str]] = {

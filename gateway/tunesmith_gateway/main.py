@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from tunesmith.api.gateway.v1 import fleet_pb2, fleet_pb2_grpc
-from tunesmith.api.metrics.v1 import metrics_pb2
+from tunesmith.api.metrics.v1 import alerts_pb2, metrics_pb2
 from tunesmith.api.registry.v1 import blobs_pb2, datasets_pb2, models_pb2
 from tunesmith.errors import InvalidArgument
 from tunesmith_gateway import app
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name
 SERVICES = (*SERVED_BY, _FLEET)
 _TOKEN_ROLES = ("admin", "node", "viewer", "developer")
-CONTRACTS = (metrics_pb2, blobs_pb2, datasets_pb2, models_pb2)  # imported so that their rpcs are known
+CONTRACTS = (alerts_pb2, metrics_pb2, blobs_pb2, datasets_pb2, models_pb2)  # imported so that their rpcs are known
 
 
 @dataclass(frozen=True)

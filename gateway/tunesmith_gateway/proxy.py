@@ -17,6 +17,7 @@ SERVED_BY: Mapping[str, str] = {
     "tunesmith.api.registry.v1.BlobService": "registry",
     "tunesmith.api.metrics.v1.MetricsService": "metrics",
     "tunesmith.api.metrics.v1.LogService": "metrics",
+    "tunesmith.api.metrics.v1.AlertService": "metrics",
 }
 
 

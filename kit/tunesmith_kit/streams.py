@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith_kit.connection import ApiError, Connection
-from tunesmith_kit.subjects import ENTITIES, LIVE, ROOT
+from tunesmith_kit.subjects import ENTITIES, FLEET, ROOT
 
 log = logging.getLogger(__name__)
 
@@ -74,13 +74,12 @@ class Stream:
     max_bytes: int
     max_age: int = 0
     duplicate_window: int = 120 * _SECOND
-    republish: bool = False
     durables: tuple[Durable, ...] = ()
     extra: Mapping[str, object] = field(default_factory=dict)
 
     def config(self, num_replicas: int) -> dict[str, object]:
         """The stream as the JetStream API wants it."""
-        config: dict[str, object] = {
+        return {
             "name": self.name,
             "subjects": list(self.subjects),
             "retention": self.retention,
@@ -97,9 +96,6 @@ class Stream:
             "allow_direct": True,
             **self.extra,
         }
-        if self.republish:
-            config["republish"] = {"src": ">", "dest": f"{LIVE}.>"}
-        return config
 
 
 STREAMS: tuple[Stream, ...] = (
@@ -124,11 +120,10 @@ STREAMS: tuple[Stream, ...] = (
     ),
     Stream(
         name=METRICS,
-        subjects=(f"{ROOT}.*.job.*.met.*.*",),
+        subjects=(f"{ROOT}.*.job.*.met.*.*", f"{ROOT}.{FLEET}.node.*.met.*.*"),
         retention="interest",
         discard="new",
         max_bytes=2048 * _MIB,
-        republish=True,
         durables=(Durable(METRICS, INGEST, max_ack_pending=10_000),),
     ),
     Stream(
@@ -137,7 +132,6 @@ STREAMS: tuple[Stream, ...] = (
         retention="interest",
         discard="new",
         max_bytes=1024 * _MIB,
-        republish=True,
         durables=(Durable(LOGS, LOGSTORE, max_ack_pending=10_000),),
     ),
     Stream(

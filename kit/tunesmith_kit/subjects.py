@@ -6,6 +6,8 @@
     tunesmith.v1.{project}.job.{job}.wm.{epoch}.{rank}  watermarks, not stored
     tunesmith.v1.fleet.node.{node}.evt.{event}          events of nodes, stream EVENTS
     tunesmith.v1.fleet.node.{node}.hb                   heartbeats, not stored
+    tunesmith.v1.fleet.node.{node}.met.{epoch}.{rank}   a node's own series, stream METRICS
+    tunesmith.v1.{project}.job.{job}.viewed             somebody watches a job's curves, not stored
     tunesmith.v1.cmd.node.{node}.{verb}                 commands, stream CMD
     tunesmith.v1.dead.{stream}                          messages no consumer could use, stream DEAD
 
@@ -18,8 +20,8 @@ from dataclasses import dataclass
 from tunesmith.errors import InvalidArgument
 
 ROOT = "tunesmith.v1"
-LIVE = "live"
 FLEET = "fleet"
+NODE_RANK = 65535  # stands for the node itself among the ranks
 ENTITIES = ("job", "model", "dataset", "node", "sweep", "evaluation", "audit")
 
 _TOKEN = re.compile(r"[a-z0-9_-]{1,128}")
@@ -79,9 +81,19 @@ def watermark(project: str, job_id: str, epoch: int, rank: int) -> str:
     return _rank(project, job_id, "wm", epoch, rank)
 
 
-def live(subject: str) -> str:
-    """Where a stored metric batch or log chunk is sent again for those who watch (core)."""
-    return f"{LIVE}.{subject}"
+def node_metrics(node: str, epoch: int) -> str:
+    """Subject of a node's own series; `epoch` is when its agent started, Unix time in milliseconds."""
+    return f"{ROOT}.{FLEET}.node.{token(node, 'node')}.met.{epoch}.{NODE_RANK}"
+
+
+def node_watermark(node: str, epoch: int) -> str:
+    """Subject of the watermarks of a node's own series (core, not stored)."""
+    return f"{ROOT}.{FLEET}.node.{token(node, 'node')}.wm.{epoch}.{NODE_RANK}"
+
+
+def viewed(project: str, job_id: str) -> str:
+    """Where those who show a job's curves say so (core): its agents send at shorter intervals then."""
+    return f"{ROOT}.{token(project, 'project')}.job.{token(job_id, 'job')}.viewed"
 
 
 def dead(stream: str) -> str:
@@ -120,7 +132,7 @@ def _rank(project: str, job_id: str, kind: str, epoch: int, rank: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RankSubject:
-    """A metric, log or watermark subject, taken apart."""
+    """A metric, log or watermark subject, taken apart. `job_id` of a node's own series is `node.{node}`."""
 
     project: str
     job_id: str
@@ -140,7 +152,8 @@ class EventSubject:
 
 
 _RANK = re.compile(
-    rf"{re.escape(ROOT)}\.([a-z0-9_-]+)\.job\.([a-z0-9_-]+)\.(met|log|wm)\.([0-9]{{1,18}})\.([0-9]{{1,9}})"
+    rf"{re.escape(ROOT)}\.([a-z0-9_-]+)\.(job|node)\.([a-z0-9_-]+)"
+    r"\.(met|log|wm)\.([0-9]{1,18})\.([0-9]{1,9})"
 )
 _EVENT = re.compile(rf"{re.escape(ROOT)}\.([a-z0-9_-]+)\.([a-z0-9_-]+)\.([a-z0-9_-]+)\.evt\.([a-z0-9_-]+)")
 
@@ -150,8 +163,11 @@ def parse_rank(subject: str) -> RankSubject:
     match = _RANK.fullmatch(subject)
     if match is None:
         raise InvalidArgument("NAME_INVALID", "not the subject of a rank", field="subject", value=subject)
-    project, job_id, kind, epoch, rank = match.groups()
-    return RankSubject(project, job_id, kind, int(epoch), int(rank))
+    project, entity, entity_id, kind, epoch, rank = match.groups()
+    if (entity == "node") != (project == FLEET):
+        raise InvalidArgument("NAME_INVALID", "nodes are the fleet's", field="subject", value=subject)
+    owner = f"node.{entity_id}" if entity == "node" else entity_id
+    return RankSubject(project, owner, kind, int(epoch), int(rank))
 
 
 def parse_event(subject: str) -> EventSubject:

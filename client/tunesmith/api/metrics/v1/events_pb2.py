@@ -24,19 +24,29 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tunesmith/api/metrics/v1/events.proto\x12\x18tunesmith.api.metrics.v1\"\xaa\x01\n\x0bMetricBatch\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x11\n\tfirst_seq\x18\x04 \x01(\x03\x12\x13\n\x0bnum_records\x18\x05 \x01(\r\x12\x0c\n\x04keys\x18\x06 \x03(\t\x12\x38\n\x08matrices\x18\x07 \x03(\x0b\x32&.tunesmith.api.metrics.v1.MetricMatrix\"`\n\x0cMetricMatrix\x12\x13\n\x0bkey_indices\x18\x01 \x03(\r\x12\x13\n\x0bstep_deltas\x18\x02 \x03(\x12\x12\x16\n\x0etime_deltas_us\x18\x03 \x03(\x12\x12\x0e\n\x06values\x18\x04 \x03(\x01\"\x90\x01\n\x08LogChunk\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x11\n\tnum_bytes\x18\x05 \x01(\x03\x12\r\n\x05lines\x18\x06 \x03(\t\x12\x14\n\x0cline_offsets\x18\x07 \x03(\x03\x12\x0f\n\x07time_us\x18\x08 \x01(\x03\"i\n\x11WatermarkAdvanced\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x13\n\x0bmetrics_seq\x18\x04 \x01(\x03\x12\x12\n\nlog_offset\x18\x05 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tunesmith/api/metrics/v1/events.proto\x12\x18tunesmith.api.metrics.v1\"\xdd\x01\n\x0bMetricBatch\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x11\n\tfirst_seq\x18\x04 \x01(\x03\x12\x13\n\x0bnum_records\x18\x05 \x01(\r\x12\x0c\n\x04keys\x18\x06 \x03(\t\x12\x38\n\x08matrices\x18\x07 \x03(\x0b\x32&.tunesmith.api.metrics.v1.MetricMatrix\x12\x31\n\x04rich\x18\x08 \x03(\x0b\x32#.tunesmith.api.metrics.v1.RichValue\"\xc6\x01\n\tRichValue\x12\x11\n\tkey_index\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0f\n\x07time_us\x18\x03 \x01(\x03\x12\x38\n\thistogram\x18\x04 \x01(\x0b\x32#.tunesmith.api.metrics.v1.HistogramH\x00\x12\x0e\n\x04text\x18\x05 \x01(\tH\x00\x12\x34\n\x07picture\x18\x06 \x01(\x0b\x32!.tunesmith.api.metrics.v1.PictureH\x00\x42\x07\n\x05value\"*\n\tHistogram\x12\r\n\x05\x65\x64ges\x18\x01 \x03(\x01\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x03\"q\n\x07Picture\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0f\n\x07\x63\x61ption\x18\x06 \x01(\t\"`\n\x0cMetricMatrix\x12\x13\n\x0bkey_indices\x18\x01 \x03(\r\x12\x13\n\x0bstep_deltas\x18\x02 \x03(\x12\x12\x16\n\x0etime_deltas_us\x18\x03 \x03(\x12\x12\x0e\n\x06values\x18\x04 \x03(\x01\"\xd3\x01\n\x08LogChunk\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x11\n\tnum_bytes\x18\x05 \x01(\x03\x12\r\n\x05lines\x18\x06 \x03(\t\x12\x14\n\x0cline_offsets\x18\x07 \x03(\x03\x12\x0f\n\x07time_us\x18\x08 \x01(\x03\x12\x32\n\x06levels\x18\t \x03(\x0e\x32\".tunesmith.api.metrics.v1.LogLevel\x12\r\n\x05steps\x18\n \x03(\x03\"i\n\x11WatermarkAdvanced\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x13\n\x0bmetrics_seq\x18\x04 \x01(\x03\x12\x12\n\nlog_offset\x18\x05 \x01(\x03\"\x1b\n\tJobViewed\x12\x0e\n\x06job_id\x18\x01 \x01(\t*\x92\x01\n\x08LogLevel\x12\x19\n\x15LOG_LEVEL_UNSPECIFIED\x10\x00\x12\x13\n\x0fLOG_LEVEL_DEBUG\x10\x01\x12\x12\n\x0eLOG_LEVEL_INFO\x10\x02\x12\x15\n\x11LOG_LEVEL_WARNING\x10\x03\x12\x13\n\x0fLOG_LEVEL_ERROR\x10\x04\x12\x16\n\x12LOG_LEVEL_CRITICAL\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tunesmith.api.metrics.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_LOGLEVEL']._serialized_start=1100
+  _globals['_LOGLEVEL']._serialized_end=1246
   _globals['_METRICBATCH']._serialized_start=68
-  _globals['_METRICBATCH']._serialized_end=238
-  _globals['_METRICMATRIX']._serialized_start=240
-  _globals['_METRICMATRIX']._serialized_end=336
-  _globals['_LOGCHUNK']._serialized_start=339
-  _globals['_LOGCHUNK']._serialized_end=483
-  _globals['_WATERMARKADVANCED']._serialized_start=485
-  _globals['_WATERMARKADVANCED']._serialized_end=590
+  _globals['_METRICBATCH']._serialized_end=289
+  _globals['_RICHVALUE']._serialized_start=292
+  _globals['_RICHVALUE']._serialized_end=490
+  _globals['_HISTOGRAM']._serialized_start=492
+  _globals['_HISTOGRAM']._serialized_end=534
+  _globals['_PICTURE']._serialized_start=536
+  _globals['_PICTURE']._serialized_end=649
+  _globals['_METRICMATRIX']._serialized_start=651
+  _globals['_METRICMATRIX']._serialized_end=747
+  _globals['_LOGCHUNK']._serialized_start=750
+  _globals['_LOGCHUNK']._serialized_end=961
+  _globals['_WATERMARKADVANCED']._serialized_start=963
+  _globals['_WATERMARKADVANCED']._serialized_end=1068
+  _globals['_JOBVIEWED']._serialized_start=1070
+  _globals['_JOBVIEWED']._serialized_end=1097
 # @@protoc_insertion_point(module_scope)

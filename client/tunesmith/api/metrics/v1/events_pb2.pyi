@@ -10,6 +10,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -21,10 +22,49 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _LogLevel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LogLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LogLevel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOG_LEVEL_UNSPECIFIED: _LogLevel.ValueType  # 0
+    """The line does not say."""
+    LOG_LEVEL_DEBUG: _LogLevel.ValueType  # 1
+    """For developers."""
+    LOG_LEVEL_INFO: _LogLevel.ValueType  # 2
+    """What happens."""
+    LOG_LEVEL_WARNING: _LogLevel.ValueType  # 3
+    """Something may be wrong."""
+    LOG_LEVEL_ERROR: _LogLevel.ValueType  # 4
+    """Something is wrong; also a line of a traceback."""
+    LOG_LEVEL_CRITICAL: _LogLevel.ValueType  # 5
+    """It cannot go on."""
+
+class LogLevel(_LogLevel, metaclass=_LogLevelEnumTypeWrapper):
+    """Weight of a log line."""
+
+LOG_LEVEL_UNSPECIFIED: LogLevel.ValueType  # 0
+"""The line does not say."""
+LOG_LEVEL_DEBUG: LogLevel.ValueType  # 1
+"""For developers."""
+LOG_LEVEL_INFO: LogLevel.ValueType  # 2
+"""What happens."""
+LOG_LEVEL_WARNING: LogLevel.ValueType  # 3
+"""Something may be wrong."""
+LOG_LEVEL_ERROR: LogLevel.ValueType  # 4
+"""Something is wrong; also a line of a traceback."""
+LOG_LEVEL_CRITICAL: LogLevel.ValueType  # 5
+"""It cannot go on."""
+Global___LogLevel: _TypeAlias = LogLevel  # noqa: Y015
+
 @_typing.final
 class MetricBatch(_message.Message):
     """Metric records of one rank, in order, as matrices: 8.5 bytes a point where one set of keys
-    repeats. The message id is `{job}:{epoch}:{rank}:{first_seq}`.
+    repeats. The message id is `{job}:{epoch}:{rank}:{first_seq}`. A batch holds either matrices or
+    rich values. Series of a node come on `tunesmith.v1.fleet.node.{node}.met.{epoch}.{rank}`, where
+    the epoch is the Unix time in milliseconds at which its agent started, and a step is the Unix
+    time in seconds.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -36,8 +76,9 @@ class MetricBatch(_message.Message):
     NUM_RECORDS_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
     MATRICES_FIELD_NUMBER: _builtins.int
+    RICH_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """Id of the job."""
+    """Id of the job; of a node's own series `node.{node}`."""
     epoch: _builtins.int
     """Epoch of the attempt."""
     rank: _builtins.int
@@ -54,6 +95,10 @@ class MetricBatch(_message.Message):
     def matrices(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricMatrix]:
         """Runs of records that share one set of keys."""
 
+    @_builtins.property
+    def rich(self) -> _containers.RepeatedCompositeFieldContainer[Global___RichValue]:
+        """Values that are no numbers, one record each."""
+
     def __init__(
         self,
         *,
@@ -64,14 +109,135 @@ class MetricBatch(_message.Message):
         num_records: _builtins.int = ...,
         keys: _abc.Iterable[_builtins.str] | None = ...,
         matrices: _abc.Iterable[Global___MetricMatrix] | None = ...,
+        rich: _abc.Iterable[Global___RichValue] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "first_seq", b"first_seq", "job_id", b"job_id", "keys", b"keys", "matrices", b"matrices", "num_records", b"num_records", "rank", b"rank"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "first_seq", b"first_seq", "job_id", b"job_id", "keys", b"keys", "matrices", b"matrices", "num_records", b"num_records", "rank", b"rank", "rich", b"rich"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MetricBatch: _TypeAlias = MetricBatch  # noqa: Y015
+
+@_typing.final
+class RichValue(_message.Message):
+    """A value that is no number."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_INDEX_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    TIME_US_FIELD_NUMBER: _builtins.int
+    HISTOGRAM_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    PICTURE_FIELD_NUMBER: _builtins.int
+    key_index: _builtins.int
+    """Index into `keys`."""
+    step: _builtins.int
+    """Step."""
+    time_us: _builtins.int
+    """Unix time in microseconds."""
+    text: _builtins.str
+    """Text, for example what the model says to a prompt. At most 64 KiB."""
+    @_builtins.property
+    def histogram(self) -> Global___Histogram:
+        """Distribution of many numbers."""
+
+    @_builtins.property
+    def picture(self) -> Global___Picture:
+        """Picture in the store of blobs."""
+
+    def __init__(
+        self,
+        *,
+        key_index: _builtins.int = ...,
+        step: _builtins.int = ...,
+        time_us: _builtins.int = ...,
+        histogram: Global___Histogram | None = ...,
+        text: _builtins.str = ...,
+        picture: Global___Picture | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["histogram", b"histogram", "picture", b"picture", "text", b"text", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["histogram", b"histogram", "key_index", b"key_index", "picture", b"picture", "step", b"step", "text", b"text", "time_us", b"time_us", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["histogram", "text", "picture"]  # noqa: Y015
+    _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_value) -> _WhichOneofReturnType_value | None: ...
+
+Global___RichValue: _TypeAlias = RichValue  # noqa: Y015
+
+@_typing.final
+class Histogram(_message.Message):
+    """Distribution of many numbers in buckets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EDGES_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def edges(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Edges of the buckets, ascending: one more than counts. At most 513."""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many numbers lie in each bucket; the last bucket holds its right edge too."""
+
+    def __init__(
+        self,
+        *,
+        edges: _abc.Iterable[_builtins.float] | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "edges", b"edges"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Histogram: _TypeAlias = Histogram  # noqa: Y015
+
+@_typing.final
+class Picture(_message.Message):
+    """Picture in the store of blobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    CAPTION_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """SHA-256 of the file, hexadecimal."""
+    media_type: _builtins.str
+    """`image/png`, `image/jpeg` or `image/webp`."""
+    width: _builtins.int
+    """Width in pixels. 0: unknown."""
+    height: _builtins.int
+    """Height in pixels. 0: unknown."""
+    size_bytes: _builtins.int
+    """Size of the file in bytes."""
+    caption: _builtins.str
+    """Words below the picture."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        media_type: _builtins.str = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        caption: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caption", b"caption", "digest", b"digest", "height", b"height", "media_type", b"media_type", "size_bytes", b"size_bytes", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Picture: _TypeAlias = Picture  # noqa: Y015
 
 @_typing.final
 class MetricMatrix(_message.Message):
@@ -129,6 +295,8 @@ class LogChunk(_message.Message):
     LINES_FIELD_NUMBER: _builtins.int
     LINE_OFFSETS_FIELD_NUMBER: _builtins.int
     TIME_US_FIELD_NUMBER: _builtins.int
+    LEVELS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Id of the job."""
     epoch: _builtins.int
@@ -149,6 +317,14 @@ class LogChunk(_message.Message):
     def line_offsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Byte where each line begins in the rank's log."""
 
+    @_builtins.property
+    def levels(self) -> _containers.RepeatedScalarFieldContainer[Global___LogLevel.ValueType]:
+        """What each line says of its weight, as the agent read it from the line."""
+
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Step after which each line was written, as far as the agent knew. 0: before the first."""
+
     def __init__(
         self,
         *,
@@ -160,10 +336,12 @@ class LogChunk(_message.Message):
         lines: _abc.Iterable[_builtins.str] | None = ...,
         line_offsets: _abc.Iterable[_builtins.int] | None = ...,
         time_us: _builtins.int = ...,
+        levels: _abc.Iterable[Global___LogLevel.ValueType] | None = ...,
+        steps: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "job_id", b"job_id", "line_offsets", b"line_offsets", "lines", b"lines", "num_bytes", b"num_bytes", "offset", b"offset", "rank", b"rank", "time_us", b"time_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "job_id", b"job_id", "levels", b"levels", "line_offsets", b"line_offsets", "lines", b"lines", "num_bytes", b"num_bytes", "offset", b"offset", "rank", b"rank", "steps", b"steps", "time_us", b"time_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -206,3 +384,27 @@ class WatermarkAdvanced(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatermarkAdvanced: _TypeAlias = WatermarkAdvanced  # noqa: Y015
+
+@_typing.final
+class JobViewed(_message.Message):
+    """Somebody watches a job's curves: its agents send at shorter intervals for some seconds. Subject
+    `tunesmith.v1.{project}.job.{job}.viewed`, not stored.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Id of the job."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobViewed: _TypeAlias = JobViewed  # noqa: Y015

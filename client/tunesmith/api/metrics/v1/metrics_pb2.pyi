@@ -8,6 +8,8 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from tunesmith.api.metrics.v1 import events_pb2 as _events_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +20,142 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _MetricKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MetricKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MetricKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    METRIC_KIND_UNSPECIFIED: _MetricKind.ValueType  # 0
+    """Not set."""
+    METRIC_KIND_NUMBER: _MetricKind.ValueType  # 1
+    """Numbers."""
+    METRIC_KIND_HISTOGRAM: _MetricKind.ValueType  # 2
+    """Distributions of numbers."""
+    METRIC_KIND_TEXT: _MetricKind.ValueType  # 3
+    """Texts."""
+    METRIC_KIND_PICTURE: _MetricKind.ValueType  # 4
+    """Pictures."""
+
+class MetricKind(_MetricKind, metaclass=_MetricKindEnumTypeWrapper):
+    """What the values of a metric are."""
+
+METRIC_KIND_UNSPECIFIED: MetricKind.ValueType  # 0
+"""Not set."""
+METRIC_KIND_NUMBER: MetricKind.ValueType  # 1
+"""Numbers."""
+METRIC_KIND_HISTOGRAM: MetricKind.ValueType  # 2
+"""Distributions of numbers."""
+METRIC_KIND_TEXT: MetricKind.ValueType  # 3
+"""Texts."""
+METRIC_KIND_PICTURE: MetricKind.ValueType  # 4
+"""Pictures."""
+Global___MetricKind: _TypeAlias = MetricKind  # noqa: Y015
+
+class _Reduction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReductionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reduction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REDUCTION_UNSPECIFIED: _Reduction.ValueType  # 0
+    """As REDUCTION_ENVELOPE."""
+    REDUCTION_ENVELOPE: _Reduction.ValueType  # 1
+    """Buckets of equal width on the axis, each with its last, smallest and largest value: no spike is
+    lost.
+    """
+    REDUCTION_LTTB: _Reduction.ValueType  # 2
+    """The points that keep the shape best: largest triangle, three buckets (Steinarsson, 2013). The
+    first and last point stay.
+    """
+
+class Reduction(_Reduction, metaclass=_ReductionEnumTypeWrapper):
+    """How a long series is reduced to a few points."""
+
+REDUCTION_UNSPECIFIED: Reduction.ValueType  # 0
+"""As REDUCTION_ENVELOPE."""
+REDUCTION_ENVELOPE: Reduction.ValueType  # 1
+"""Buckets of equal width on the axis, each with its last, smallest and largest value: no spike is
+lost.
+"""
+REDUCTION_LTTB: Reduction.ValueType  # 2
+"""The points that keep the shape best: largest triangle, three buckets (Steinarsson, 2013). The
+first and last point stay.
+"""
+Global___Reduction: _TypeAlias = Reduction  # noqa: Y015
+
+class _Axis:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AxisEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Axis.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    AXIS_UNSPECIFIED: _Axis.ValueType  # 0
+    """As AXIS_STEP."""
+    AXIS_STEP: _Axis.ValueType  # 1
+    """Step."""
+    AXIS_RELATIVE_TIME: _Axis.ValueType  # 2
+    """Seconds of training since the first point; pauses between attempts are left out."""
+    AXIS_WALL_TIME: _Axis.ValueType  # 3
+    """Unix time in seconds."""
+    AXIS_TOKENS: _Axis.ValueType  # 4
+    """Tokens trained on, by `train/num_tokens`."""
+    AXIS_EPOCH: _Axis.ValueType  # 5
+    """Epoch of the data, by `train/epoch`."""
+
+class Axis(_Axis, metaclass=_AxisEnumTypeWrapper):
+    """What stands on the horizontal axis."""
+
+AXIS_UNSPECIFIED: Axis.ValueType  # 0
+"""As AXIS_STEP."""
+AXIS_STEP: Axis.ValueType  # 1
+"""Step."""
+AXIS_RELATIVE_TIME: Axis.ValueType  # 2
+"""Seconds of training since the first point; pauses between attempts are left out."""
+AXIS_WALL_TIME: Axis.ValueType  # 3
+"""Unix time in seconds."""
+AXIS_TOKENS: Axis.ValueType  # 4
+"""Tokens trained on, by `train/num_tokens`."""
+AXIS_EPOCH: Axis.ValueType  # 5
+"""Epoch of the data, by `train/epoch`."""
+Global___Axis: _TypeAlias = Axis  # noqa: Y015
+
+class _ExportFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExportFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExportFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXPORT_FORMAT_UNSPECIFIED: _ExportFormat.ValueType  # 0
+    """Not set."""
+    EXPORT_FORMAT_ARROW: _ExportFormat.ValueType  # 1
+    """Arrow IPC stream with the columns key, step, time, value."""
+    EXPORT_FORMAT_PARQUET: _ExportFormat.ValueType  # 2
+    """Parquet with the same columns."""
+    EXPORT_FORMAT_CSV: _ExportFormat.ValueType  # 3
+    """CSV with the same columns; cells that a spreadsheet would take for a formula are quoted."""
+    EXPORT_FORMAT_JSONL: _ExportFormat.ValueType  # 4
+    """A JSON object a line. NaN and infinities are texts: `"NaN"`, `"Infinity"`, `"-Infinity"`."""
+    EXPORT_FORMAT_TENSORBOARD: _ExportFormat.ValueType  # 5
+    """TensorBoard event file."""
+
+class ExportFormat(_ExportFormat, metaclass=_ExportFormatEnumTypeWrapper):
+    """Form of a file with curves."""
+
+EXPORT_FORMAT_UNSPECIFIED: ExportFormat.ValueType  # 0
+"""Not set."""
+EXPORT_FORMAT_ARROW: ExportFormat.ValueType  # 1
+"""Arrow IPC stream with the columns key, step, time, value."""
+EXPORT_FORMAT_PARQUET: ExportFormat.ValueType  # 2
+"""Parquet with the same columns."""
+EXPORT_FORMAT_CSV: ExportFormat.ValueType  # 3
+"""CSV with the same columns; cells that a spreadsheet would take for a formula are quoted."""
+EXPORT_FORMAT_JSONL: ExportFormat.ValueType  # 4
+"""A JSON object a line. NaN and infinities are texts: `"NaN"`, `"Infinity"`, `"-Infinity"`."""
+EXPORT_FORMAT_TENSORBOARD: ExportFormat.ValueType  # 5
+"""TensorBoard event file."""
+Global___ExportFormat: _TypeAlias = ExportFormat  # noqa: Y015
 
 @_typing.final
 class ListMetricsRequest(_message.Message):
@@ -77,6 +215,7 @@ class MetricSummary(_message.Message):
     NUM_POINTS_FIELD_NUMBER: _builtins.int
     MIN_VALUE_FIELD_NUMBER: _builtins.int
     MAX_VALUE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Key, for example `train/loss`."""
     last_value: _builtins.float
@@ -89,6 +228,8 @@ class MetricSummary(_message.Message):
     """Smallest value, NaN left out."""
     max_value: _builtins.float
     """Largest value, NaN left out."""
+    kind: Global___MetricKind.ValueType
+    """What its values are."""
     def __init__(
         self,
         *,
@@ -98,10 +239,11 @@ class MetricSummary(_message.Message):
         num_points: _builtins.int = ...,
         min_value: _builtins.float = ...,
         max_value: _builtins.float = ...,
+        kind: Global___MetricKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "last_step", b"last_step", "last_value", b"last_value", "max_value", b"max_value", "min_value", b"min_value", "num_points", b"num_points"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "kind", b"kind", "last_step", b"last_step", "last_value", b"last_value", "max_value", b"max_value", "min_value", b"min_value", "num_points", b"num_points"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -118,6 +260,9 @@ class QuerySeriesRequest(_message.Message):
     MIN_STEP_FIELD_NUMBER: _builtins.int
     MAX_STEP_FIELD_NUMBER: _builtins.int
     MAX_POINTS_FIELD_NUMBER: _builtins.int
+    REDUCTION_FIELD_NUMBER: _builtins.int
+    SMOOTHING_FIELD_NUMBER: _builtins.int
+    AXIS_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`projects/{project}/jobs/{job}`, with the job's id."""
     min_step: _builtins.int
@@ -128,6 +273,14 @@ class QuerySeriesRequest(_message.Message):
     """Most points a series. Longer series are reduced to this many buckets, each with its
     extremes. 0: full resolution.
     """
+    reduction: Global___Reduction.ValueType
+    """How long series are reduced. Default: buckets with their extremes."""
+    smoothing: _builtins.float
+    """Weight of what came before in an exponential mean, corrected for its start. 0: values as they
+    are. Smoothing goes before reduction.
+    """
+    axis: Global___Axis.ValueType
+    """What stands on the axis. Default: the step."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Keys wanted. Empty: all."""
@@ -140,10 +293,13 @@ class QuerySeriesRequest(_message.Message):
         min_step: _builtins.int = ...,
         max_step: _builtins.int = ...,
         max_points: _builtins.int = ...,
+        reduction: Global___Reduction.ValueType = ...,
+        smoothing: _builtins.float = ...,
+        axis: Global___Axis.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "max_points", b"max_points", "max_step", b"max_step", "min_step", b"min_step", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["axis", b"axis", "keys", b"keys", "max_points", b"max_points", "max_step", b"max_step", "min_step", b"min_step", "parent", b"parent", "reduction", b"reduction", "smoothing", b"smoothing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -190,6 +346,7 @@ class Series(_message.Message):
     MIN_VALUES_FIELD_NUMBER: _builtins.int
     MAX_VALUES_FIELD_NUMBER: _builtins.int
     NUM_POINTS_FIELD_NUMBER: _builtins.int
+    X_VALUES_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Key, for example `train/loss`."""
     num_points: _builtins.int
@@ -214,6 +371,10 @@ class Series(_message.Message):
     def max_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Largest values of the buckets. Empty in full resolution."""
 
+    @_builtins.property
+    def x_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Places on the axis. Empty when the axis is the step."""
+
     def __init__(
         self,
         *,
@@ -224,14 +385,1186 @@ class Series(_message.Message):
         min_values: _abc.Iterable[_builtins.float] | None = ...,
         max_values: _abc.Iterable[_builtins.float] | None = ...,
         num_points: _builtins.int = ...,
+        x_values: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "max_values", b"max_values", "min_values", b"min_values", "num_points", b"num_points", "steps", b"steps", "times_us", b"times_us", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "max_values", b"max_values", "min_values", b"min_values", "num_points", b"num_points", "steps", b"steps", "times_us", b"times_us", "values", b"values", "x_values", b"x_values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Series: _TypeAlias = Series  # noqa: Y015
+
+@_typing.final
+class CompareSeriesRequest(_message.Message):
+    """Request of CompareSeries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    MIN_STEP_FIELD_NUMBER: _builtins.int
+    MAX_STEP_FIELD_NUMBER: _builtins.int
+    MAX_POINTS_FIELD_NUMBER: _builtins.int
+    REDUCTION_FIELD_NUMBER: _builtins.int
+    SMOOTHING_FIELD_NUMBER: _builtins.int
+    AXIS_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`projects/{project}`."""
+    min_step: _builtins.int
+    """First step wanted."""
+    max_step: _builtins.int
+    """Last step wanted. 0: to the end."""
+    max_points: _builtins.int
+    """Most points a series. Default 500."""
+    reduction: Global___Reduction.ValueType
+    """As in QuerySeries."""
+    smoothing: _builtins.float
+    """As in QuerySeries."""
+    axis: Global___Axis.ValueType
+    """As in QuerySeries."""
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Jobs wanted, `projects/{project}/jobs/{job}`, with the jobs' ids."""
+
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys wanted."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        jobs: _abc.Iterable[_builtins.str] | None = ...,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+        min_step: _builtins.int = ...,
+        max_step: _builtins.int = ...,
+        max_points: _builtins.int = ...,
+        reduction: Global___Reduction.ValueType = ...,
+        smoothing: _builtins.float = ...,
+        axis: Global___Axis.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["axis", b"axis", "jobs", b"jobs", "keys", b"keys", "max_points", b"max_points", "max_step", b"max_step", "min_step", b"min_step", "parent", b"parent", "reduction", b"reduction", "smoothing", b"smoothing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareSeriesRequest: _TypeAlias = CompareSeriesRequest  # noqa: Y015
+
+@_typing.final
+class CompareSeriesResponse(_message.Message):
+    """Response of CompareSeries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Everything up to this revision is in the answer."""
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobSeries]:
+        """Jobs that have points of the keys, in the order asked for."""
+
+    def __init__(
+        self,
+        *,
+        jobs: _abc.Iterable[Global___JobSeries] | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareSeriesResponse: _TypeAlias = CompareSeriesResponse  # noqa: Y015
+
+@_typing.final
+class JobSeries(_message.Message):
+    """Curves of one job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    SERIES_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """`projects/{project}/jobs/{job}`."""
+    @_builtins.property
+    def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___Series]:
+        """Curves by key."""
+
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        series: _abc.Iterable[Global___Series] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "series", b"series"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobSeries: _TypeAlias = JobSeries  # noqa: Y015
+
+@_typing.final
+class StreamSeriesRequest(_message.Message):
+    """Request of StreamSeries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    MIN_STEP_FIELD_NUMBER: _builtins.int
+    MAX_STEP_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`projects/{project}`."""
+    min_step: _builtins.int
+    """First step wanted."""
+    max_step: _builtins.int
+    """Last step wanted. 0: to the end."""
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Jobs wanted, `projects/{project}/jobs/{job}`, with the jobs' ids."""
+
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys wanted. Empty: all."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        jobs: _abc.Iterable[_builtins.str] | None = ...,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+        min_step: _builtins.int = ...,
+        max_step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs", "keys", b"keys", "max_step", b"max_step", "min_step", b"min_step", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamSeriesRequest: _TypeAlias = StreamSeriesRequest  # noqa: Y015
+
+@_typing.final
+class StreamSeriesResponse(_message.Message):
+    """Part of a curve; the parts of a curve follow each other, steps ascending."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    TIMES_US_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """`projects/{project}/jobs/{job}`."""
+    key: _builtins.str
+    """Key."""
+    steps: _builtins.bytes
+    """Steps, 64-bit integers, little-endian."""
+    times_us: _builtins.bytes
+    """Unix times in microseconds, 64-bit integers, little-endian."""
+    values: _builtins.bytes
+    """Values, 64-bit floating point, little-endian."""
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        key: _builtins.str = ...,
+        steps: _builtins.bytes = ...,
+        times_us: _builtins.bytes = ...,
+        values: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "key", b"key", "steps", b"steps", "times_us", b"times_us", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamSeriesResponse: _TypeAlias = StreamSeriesResponse  # noqa: Y015
+
+@_typing.final
+class ExportSeriesRequest(_message.Message):
+    """Request of ExportSeries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    MIN_STEP_FIELD_NUMBER: _builtins.int
+    MAX_STEP_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`projects/{project}/jobs/{job}`, with the job's id."""
+    format: Global___ExportFormat.ValueType
+    """Form of the file."""
+    min_step: _builtins.int
+    """First step wanted."""
+    max_step: _builtins.int
+    """Last step wanted. 0: to the end."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys wanted. Empty: all."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+        format: Global___ExportFormat.ValueType = ...,
+        min_step: _builtins.int = ...,
+        max_step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "keys", b"keys", "max_step", b"max_step", "min_step", b"min_step", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportSeriesRequest: _TypeAlias = ExportSeriesRequest  # noqa: Y015
+
+@_typing.final
+class ExportSeriesResponse(_message.Message):
+    """Part of a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    CONTENT_TYPE_FIELD_NUMBER: _builtins.int
+    FILE_NAME_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """Bytes that follow those of the part before."""
+    content_type: _builtins.str
+    """Media type of the file; in the first part only."""
+    file_name: _builtins.str
+    """Suggested name of the file; in the first part only."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        content_type: _builtins.str = ...,
+        file_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "data", b"data", "file_name", b"file_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportSeriesResponse: _TypeAlias = ExportSeriesResponse  # noqa: Y015
+
+@_typing.final
+class DescribeSeriesRequest(_message.Message):
+    """Request of DescribeSeries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    MIN_STEP_FIELD_NUMBER: _builtins.int
+    MAX_STEP_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`projects/{project}/jobs/{job}`, with the job's id."""
+    min_step: _builtins.int
+    """First step wanted."""
+    max_step: _builtins.int
+    """Last step wanted. 0: to the end."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys wanted. Empty: all."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+        min_step: _builtins.int = ...,
+        max_step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "max_step", b"max_step", "min_step", b"min_step", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeSeriesRequest: _TypeAlias = DescribeSeriesRequest  # noqa: Y015
+
+@_typing.final
+class DescribeSeriesResponse(_message.Message):
+    """Response of DescribeSeries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESCRIPTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def descriptions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeriesDescription]:
+        """Descriptions by key."""
+
+    def __init__(
+        self,
+        *,
+        descriptions: _abc.Iterable[Global___SeriesDescription] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descriptions", b"descriptions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeSeriesResponse: _TypeAlias = DescribeSeriesResponse  # noqa: Y015
+
+@_typing.final
+class SeriesDescription(_message.Message):
+    """What a curve is like. NaN is counted and otherwise left out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    NUM_POINTS_FIELD_NUMBER: _builtins.int
+    NUM_NAN_FIELD_NUMBER: _builtins.int
+    FIRST_STEP_FIELD_NUMBER: _builtins.int
+    LAST_STEP_FIELD_NUMBER: _builtins.int
+    FIRST_VALUE_FIELD_NUMBER: _builtins.int
+    LAST_VALUE_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    STDDEV_FIELD_NUMBER: _builtins.int
+    MIN_VALUE_FIELD_NUMBER: _builtins.int
+    MIN_STEP_FIELD_NUMBER: _builtins.int
+    MAX_VALUE_FIELD_NUMBER: _builtins.int
+    MAX_STEP_FIELD_NUMBER: _builtins.int
+    QUANTILES_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Key."""
+    num_points: _builtins.int
+    """Points."""
+    num_nan: _builtins.int
+    """Points that are NaN."""
+    first_step: _builtins.int
+    """First step."""
+    last_step: _builtins.int
+    """Last step."""
+    first_value: _builtins.float
+    """Value at the first step."""
+    last_value: _builtins.float
+    """Value at the last step."""
+    mean: _builtins.float
+    """Arithmetic mean."""
+    stddev: _builtins.float
+    """Standard deviation of the sample."""
+    min_value: _builtins.float
+    """Smallest value."""
+    min_step: _builtins.int
+    """Step of the smallest value, the first if there are several."""
+    max_value: _builtins.float
+    """Largest value."""
+    max_step: _builtins.int
+    """Step of the largest value, the first if there are several."""
+    @_builtins.property
+    def quantiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Quantiles 0.05, 0.25, 0.5, 0.75 and 0.95."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        num_points: _builtins.int = ...,
+        num_nan: _builtins.int = ...,
+        first_step: _builtins.int = ...,
+        last_step: _builtins.int = ...,
+        first_value: _builtins.float = ...,
+        last_value: _builtins.float = ...,
+        mean: _builtins.float = ...,
+        stddev: _builtins.float = ...,
+        min_value: _builtins.float = ...,
+        min_step: _builtins.int = ...,
+        max_value: _builtins.float = ...,
+        max_step: _builtins.int = ...,
+        quantiles: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_step", b"first_step", "first_value", b"first_value", "key", b"key", "last_step", b"last_step", "last_value", b"last_value", "max_step", b"max_step", "max_value", b"max_value", "mean", b"mean", "min_step", b"min_step", "min_value", b"min_value", "num_nan", b"num_nan", "num_points", b"num_points", "quantiles", b"quantiles", "stddev", b"stddev"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SeriesDescription: _TypeAlias = SeriesDescription  # noqa: Y015
+
+@_typing.final
+class QueryRichSeriesRequest(_message.Message):
+    """Request of QueryRichSeries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    MIN_STEP_FIELD_NUMBER: _builtins.int
+    MAX_STEP_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`projects/{project}/jobs/{job}`, with the job's id."""
+    min_step: _builtins.int
+    """First step wanted."""
+    max_step: _builtins.int
+    """Last step wanted. 0: to the end."""
+    page_size: _builtins.int
+    """Most values to return. Default 100, at most 1,000."""
+    page_token: _builtins.str
+    """`next_page_token` of the previous page."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys wanted. Empty: all."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+        min_step: _builtins.int = ...,
+        max_step: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "max_step", b"max_step", "min_step", b"min_step", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryRichSeriesRequest: _TypeAlias = QueryRichSeriesRequest  # noqa: Y015
+
+@_typing.final
+class QueryRichSeriesResponse(_message.Message):
+    """Response of QueryRichSeries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page. Empty: this was the last."""
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___RichPoint]:
+        """Values by step, then key; one a step and key."""
+
+    def __init__(
+        self,
+        *,
+        points: _abc.Iterable[Global___RichPoint] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "points", b"points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryRichSeriesResponse: _TypeAlias = QueryRichSeriesResponse  # noqa: Y015
+
+@_typing.final
+class RichPoint(_message.Message):
+    """A histogram, text or picture at a step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    HISTOGRAM_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    PICTURE_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Key."""
+    step: _builtins.int
+    """Step."""
+    text: _builtins.str
+    """Text."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it was logged."""
+
+    @_builtins.property
+    def histogram(self) -> _events_pb2.Histogram:
+        """Distribution."""
+
+    @_builtins.property
+    def picture(self) -> _events_pb2.Picture:
+        """Picture."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        step: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        histogram: _events_pb2.Histogram | None = ...,
+        text: _builtins.str = ...,
+        picture: _events_pb2.Picture | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["histogram", b"histogram", "picture", b"picture", "text", b"text", "time", b"time", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["histogram", b"histogram", "key", b"key", "picture", b"picture", "step", b"step", "text", b"text", "time", b"time", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["histogram", "text", "picture"]  # noqa: Y015
+    _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_value) -> _WhichOneofReturnType_value | None: ...
+
+Global___RichPoint: _TypeAlias = RichPoint  # noqa: Y015
+
+@_typing.final
+class QueryRunsRequest(_message.Message):
+    """Request of QueryRuns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`projects/{project}`."""
+    filter: _builtins.str
+    """Which jobs, for example `train/loss < 1.2 and adapter.lora.r = 16 and state = SUCCEEDED`. A
+    name is a metric (its last value), `min(KEY)` or `max(KEY)`, a field of the configuration, or
+    one of `name`, `state`, `experiment`, `created`, `label.KEY`. Names with other characters stand
+    in back quotes. Comparisons: `=`, `!=`, `<`, `<=`, `>`, `>=`, `~` (regular expression), `in
+    (…)`, `has NAME`; joined by `and`, `or`, `not` and parentheses. Empty: all.
+    """
+    order_by: _builtins.str
+    """Names to sort by, for example `train/loss, created desc`. Default: `created desc`. Jobs without
+    a value come last.
+    """
+    page_size: _builtins.int
+    """Most rows. Default 100, at most 1,000."""
+    page_token: _builtins.str
+    """`next_page_token` of the previous page."""
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Metrics wanted in the rows. Empty: all, at most 100."""
+
+    @_builtins.property
+    def config(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fields of the configuration wanted in the rows. Empty: all."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        order_by: _builtins.str = ...,
+        metrics: _abc.Iterable[_builtins.str] | None = ...,
+        config: _abc.Iterable[_builtins.str] | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "filter", b"filter", "metrics", b"metrics", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryRunsRequest: _TypeAlias = QueryRunsRequest  # noqa: Y015
+
+@_typing.final
+class QueryRunsResponse(_message.Message):
+    """Response of QueryRuns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page. Empty: this was the last."""
+    total_size: _builtins.int
+    """Jobs that match in all."""
+    revision: _builtins.int
+    """Everything up to this revision is in the answer."""
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Run]:
+        """Jobs in the order asked for."""
+
+    def __init__(
+        self,
+        *,
+        runs: _abc.Iterable[Global___Run] | None = ...,
+        next_page_token: _builtins.str = ...,
+        total_size: _builtins.int = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "revision", b"revision", "runs", b"runs", "total_size", b"total_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryRunsResponse: _TypeAlias = QueryRunsResponse  # noqa: Y015
+
+@_typing.final
+class Run(_message.Message):
+    """A row of QueryRuns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ConfigEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    JOB_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    LAST_STEP_FIELD_NUMBER: _builtins.int
+    NUM_POINTS_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """`projects/{project}/jobs/{job}`."""
+    display_name: _builtins.str
+    """Readable name."""
+    experiment: _builtins.str
+    """Experiment."""
+    state: _builtins.str
+    """State, for example `RUNNING`. Empty when the jobs service has not told."""
+    last_step: _builtins.int
+    """Last step of any metric."""
+    num_points: _builtins.int
+    """Points stored."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the job was accepted. Absent when the jobs service has not told."""
+
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Last values by key."""
+
+    @_builtins.property
+    def config(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Configuration by path, for example `training.learning_rate`."""
+
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        experiment: _builtins.str = ...,
+        state: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        config: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        last_step: _builtins.int = ...,
+        num_points: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "create_time", b"create_time", "display_name", b"display_name", "experiment", b"experiment", "job", b"job", "labels", b"labels", "last_step", b"last_step", "metrics", b"metrics", "num_points", b"num_points", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Run: _TypeAlias = Run  # noqa: Y015
+
+@_typing.final
+class ListRunColumnsRequest(_message.Message):
+    """Request of ListRunColumns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`projects/{project}`."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRunColumnsRequest: _TypeAlias = ListRunColumnsRequest  # noqa: Y015
+
+@_typing.final
+class ListRunColumnsResponse(_message.Message):
+    """Response of ListRunColumns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRICS_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunColumn]:
+        """Metrics, the most frequent first."""
+
+    @_builtins.property
+    def config(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunColumn]:
+        """Fields of configurations, those that differ between jobs first."""
+
+    def __init__(
+        self,
+        *,
+        metrics: _abc.Iterable[Global___RunColumn] | None = ...,
+        config: _abc.Iterable[Global___RunColumn] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "metrics", b"metrics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRunColumnsResponse: _TypeAlias = ListRunColumnsResponse  # noqa: Y015
+
+@_typing.final
+class RunColumn(_message.Message):
+    """Something QueryRuns can show."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NUM_RUNS_FIELD_NUMBER: _builtins.int
+    NUM_VALUES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name as a filter takes it."""
+    num_runs: _builtins.int
+    """Jobs that have it."""
+    num_values: _builtins.int
+    """Different values. Of metrics 0."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        num_runs: _builtins.int = ...,
+        num_values: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "num_runs", b"num_runs", "num_values", b"num_values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunColumn: _TypeAlias = RunColumn  # noqa: Y015
+
+@_typing.final
+class QueryNodeSeriesRequest(_message.Message):
+    """Request of QueryNodeSeries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    MAX_POINTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`nodes/{node}`."""
+    max_points: _builtins.int
+    """Most points a series. Default 600."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys wanted, for example `gpu0/utilization_percent`; `gpu*/…` means every GPU. Empty: all."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """First time wanted. Absent: an hour ago."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Last time wanted. Absent: now."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        max_points: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "keys", b"keys", "max_points", b"max_points", "name", b"name", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryNodeSeriesRequest: _TypeAlias = QueryNodeSeriesRequest  # noqa: Y015
+
+@_typing.final
+class QueryNodeSeriesResponse(_message.Message):
+    """Response of QueryNodeSeries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIES_FIELD_NUMBER: _builtins.int
+    RESOLUTION_SECONDS_FIELD_NUMBER: _builtins.int
+    resolution_seconds: _builtins.int
+    """Seconds between points at the finest place of the answer: 1, 60 or 3600."""
+    @_builtins.property
+    def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___Series]:
+        """Curves by key; steps are Unix times in seconds."""
+
+    def __init__(
+        self,
+        *,
+        series: _abc.Iterable[Global___Series] | None = ...,
+        resolution_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resolution_seconds", b"resolution_seconds", "series", b"series"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryNodeSeriesResponse: _TypeAlias = QueryNodeSeriesResponse  # noqa: Y015
+
+@_typing.final
+class MetricsPolicy(_message.Message):
+    """How much a project may store, and for how long. 0 means: as the server is set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_POINTS_FIELD_NUMBER: _builtins.int
+    MAX_KEYS_PER_JOB_FIELD_NUMBER: _builtins.int
+    KEEP_DAYS_FIELD_NUMBER: _builtins.int
+    max_points: _builtins.int
+    """Points over all jobs; further batches wait at the agents until there is room."""
+    max_keys_per_job: _builtins.int
+    """Different metrics a job; records with further keys lose those values, and a warning says so."""
+    keep_days: _builtins.int
+    """Days for which metrics and logs of an ended job are kept."""
+    def __init__(
+        self,
+        *,
+        max_points: _builtins.int = ...,
+        max_keys_per_job: _builtins.int = ...,
+        keep_days: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_days", b"keep_days", "max_keys_per_job", b"max_keys_per_job", "max_points", b"max_points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetricsPolicy: _TypeAlias = MetricsPolicy  # noqa: Y015
+
+@_typing.final
+class MetricsUsage(_message.Message):
+    """What a project stores."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_POINTS_FIELD_NUMBER: _builtins.int
+    METRIC_BYTES_FIELD_NUMBER: _builtins.int
+    LOG_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_JOBS_FIELD_NUMBER: _builtins.int
+    num_points: _builtins.int
+    """Points."""
+    metric_bytes: _builtins.int
+    """Bytes of metrics."""
+    log_bytes: _builtins.int
+    """Bytes of logs."""
+    num_jobs: _builtins.int
+    """Jobs with metrics or logs."""
+    def __init__(
+        self,
+        *,
+        num_points: _builtins.int = ...,
+        metric_bytes: _builtins.int = ...,
+        log_bytes: _builtins.int = ...,
+        num_jobs: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_bytes", b"log_bytes", "metric_bytes", b"metric_bytes", "num_jobs", b"num_jobs", "num_points", b"num_points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetricsUsage: _TypeAlias = MetricsUsage  # noqa: Y015
+
+@_typing.final
+class GetMetricsPolicyRequest(_message.Message):
+    """Request of GetMetricsPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`projects/{project}`."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMetricsPolicyRequest: _TypeAlias = GetMetricsPolicyRequest  # noqa: Y015
+
+@_typing.final
+class GetMetricsPolicyResponse(_message.Message):
+    """Response of GetMetricsPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> Global___MetricsPolicy:
+        """What is set for the project."""
+
+    @_builtins.property
+    def effective(self) -> Global___MetricsPolicy:
+        """What counts: the project's values, else the server's."""
+
+    @_builtins.property
+    def usage(self) -> Global___MetricsUsage:
+        """What it stores."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___MetricsPolicy | None = ...,
+        effective: Global___MetricsPolicy | None = ...,
+        usage: Global___MetricsUsage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["effective", b"effective", "policy", b"policy", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective", b"effective", "policy", b"policy", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMetricsPolicyResponse: _TypeAlias = GetMetricsPolicyResponse  # noqa: Y015
+
+@_typing.final
+class SetMetricsPolicyRequest(_message.Message):
+    """Request of SetMetricsPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`projects/{project}`."""
+    @_builtins.property
+    def policy(self) -> Global___MetricsPolicy:
+        """What is to count."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        policy: Global___MetricsPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetMetricsPolicyRequest: _TypeAlias = SetMetricsPolicyRequest  # noqa: Y015
+
+@_typing.final
+class SetMetricsPolicyResponse(_message.Message):
+    """Response of SetMetricsPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> Global___MetricsPolicy:
+        """What is set for the project."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___MetricsPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetMetricsPolicyResponse: _TypeAlias = SetMetricsPolicyResponse  # noqa: Y015
+
+@_typing.final
+class ListDeadLettersRequest(_message.Message):
+    """Request of ListDeadLetters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Most letters. Default 100, at most 1,000."""
+    page_token: _builtins.str
+    """`next_page_token` of the previous page."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeadLettersRequest: _TypeAlias = ListDeadLettersRequest  # noqa: Y015
+
+@_typing.final
+class ListDeadLettersResponse(_message.Message):
+    """Response of ListDeadLetters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LETTERS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page. Empty: this was the last."""
+    total_size: _builtins.int
+    """Letters kept in all."""
+    @_builtins.property
+    def letters(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeadLetter]:
+        """Letters, newest first."""
+
+    def __init__(
+        self,
+        *,
+        letters: _abc.Iterable[Global___DeadLetter] | None = ...,
+        next_page_token: _builtins.str = ...,
+        total_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["letters", b"letters", "next_page_token", b"next_page_token", "total_size", b"total_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeadLettersResponse: _TypeAlias = ListDeadLettersResponse  # noqa: Y015
+
+@_typing.final
+class DeadLetter(_message.Message):
+    """A message no consumer could use."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    stream: _builtins.str
+    """Stream it came from."""
+    subject: _builtins.str
+    """Its subject."""
+    message_id: _builtins.str
+    """Its message id."""
+    reason: _builtins.str
+    """Why it was put aside."""
+    size_bytes: _builtins.int
+    """Size in bytes."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it was put aside."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        stream: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        message_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id", "reason", b"reason", "size_bytes", b"size_bytes", "stream", b"stream", "subject", b"subject", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadLetter: _TypeAlias = DeadLetter  # noqa: Y015
 
 @_typing.final
 class WatchSeriesRequest(_message.Message):
@@ -361,6 +1694,13 @@ class QueryLogsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TAIL_FIELD_NUMBER: _builtins.int
+    PATTERN_FIELD_NUMBER: _builtins.int
+    IGNORE_CASE_FIELD_NUMBER: _builtins.int
+    MIN_LEVEL_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    MIN_STEP_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`projects/{project}/jobs/{job}`, with the job's id."""
     epoch: _builtins.int
@@ -373,6 +1713,26 @@ class QueryLogsRequest(_message.Message):
     """`next_page_token` of the previous page."""
     tail: _builtins.bool
     """The last `page_size` lines instead of the first."""
+    pattern: _builtins.str
+    """Only lines that match this regular expression (RE2 syntax)."""
+    ignore_case: _builtins.bool
+    """Letters count alike whether small or capital."""
+    min_level: _events_pb2.LogLevel.ValueType
+    """Only lines of this weight or heavier. UNSPECIFIED: all."""
+    min_step: _builtins.int
+    """Only lines written after this step or later."""
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Only lines of these ranks. Empty: all."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only lines read at this time or later."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Only lines read before this time."""
+
     def __init__(
         self,
         *,
@@ -382,10 +1742,17 @@ class QueryLogsRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         tail: _builtins.bool = ...,
+        pattern: _builtins.str = ...,
+        ignore_case: _builtins.bool = ...,
+        min_level: _events_pb2.LogLevel.ValueType = ...,
+        ranks: _abc.Iterable[_builtins.int] | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        min_step: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contains", b"contains", "epoch", b"epoch", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "tail", b"tail"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contains", b"contains", "end_time", b"end_time", "epoch", b"epoch", "ignore_case", b"ignore_case", "min_level", b"min_level", "min_step", b"min_step", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "pattern", b"pattern", "ranks", b"ranks", "start_time", b"start_time", "tail", b"tail"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -431,19 +1798,41 @@ class TailLogsRequest(_message.Message):
 
     PARENT_FIELD_NUMBER: _builtins.int
     FROM_REVISION_FIELD_NUMBER: _builtins.int
+    CONTAINS_FIELD_NUMBER: _builtins.int
+    PATTERN_FIELD_NUMBER: _builtins.int
+    IGNORE_CASE_FIELD_NUMBER: _builtins.int
+    MIN_LEVEL_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`projects/{project}/jobs/{job}`, with the job's id."""
     from_revision: _builtins.int
     """Only lines stored after this revision. 0: all."""
+    contains: _builtins.str
+    """As in QueryLogs."""
+    pattern: _builtins.str
+    """As in QueryLogs."""
+    ignore_case: _builtins.bool
+    """As in QueryLogs."""
+    min_level: _events_pb2.LogLevel.ValueType
+    """As in QueryLogs."""
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As in QueryLogs."""
+
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         from_revision: _builtins.int = ...,
+        contains: _builtins.str = ...,
+        pattern: _builtins.str = ...,
+        ignore_case: _builtins.bool = ...,
+        min_level: _events_pb2.LogLevel.ValueType = ...,
+        ranks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_revision", b"from_revision", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contains", b"contains", "from_revision", b"from_revision", "ignore_case", b"ignore_case", "min_level", b"min_level", "parent", b"parent", "pattern", b"pattern", "ranks", b"ranks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -488,6 +1877,8 @@ class LogLine(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Attempt that wrote it."""
     rank: _builtins.int
@@ -496,6 +1887,10 @@ class LogLine(_message.Message):
     """Byte where it begins in the rank's log."""
     text: _builtins.str
     """The line, without its end. Longer lines are cut at 16 KiB with a mark."""
+    level: _events_pb2.LogLevel.ValueType
+    """Its weight."""
+    step: _builtins.int
+    """Step after which it was written, as far as the agent knew."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When the agent read it."""
@@ -508,11 +1903,101 @@ class LogLine(_message.Message):
         offset: _builtins.int = ...,
         text: _builtins.str = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        level: _events_pb2.LogLevel.ValueType = ...,
+        step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "offset", b"offset", "rank", b"rank", "text", b"text", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "level", b"level", "offset", b"offset", "rank", b"rank", "step", b"step", "text", b"text", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LogLine: _TypeAlias = LogLine  # noqa: Y015
+
+@_typing.final
+class ListErrorLinesRequest(_message.Message):
+    """Request of ListErrorLines."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`projects/{project}/jobs/{job}`, with the job's id."""
+    page_size: _builtins.int
+    """Most lines. Default 20, at most 200."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListErrorLinesRequest: _TypeAlias = ListErrorLinesRequest  # noqa: Y015
+
+@_typing.final
+class ListErrorLinesResponse(_message.Message):
+    """Response of ListErrorLines."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINES_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    total_size: _builtins.int
+    """Error lines in all."""
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___ErrorLine]:
+        """Lines, the one that came last first."""
+
+    def __init__(
+        self,
+        *,
+        lines: _abc.Iterable[Global___ErrorLine] | None = ...,
+        total_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "total_size", b"total_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListErrorLinesResponse: _TypeAlias = ListErrorLinesResponse  # noqa: Y015
+
+@_typing.final
+class ErrorLine(_message.Message):
+    """An error line, and how often it came. Texts that differ in numbers only count as one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    FIRST_TIME_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """How often it came."""
+    @_builtins.property
+    def line(self) -> Global___LogLine:
+        """The line as it came last."""
+
+    @_builtins.property
+    def first_time(self) -> _timestamp_pb2.Timestamp:
+        """When it came first."""
+
+    def __init__(
+        self,
+        *,
+        line: Global___LogLine | None = ...,
+        count: _builtins.int = ...,
+        first_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_time", b"first_time", "line", b"line"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "first_time", b"first_time", "line", b"line"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ErrorLine: _TypeAlias = ErrorLine  # noqa: Y015

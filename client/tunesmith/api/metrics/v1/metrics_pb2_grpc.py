@@ -50,6 +50,61 @@ class MetricsServiceStub(object):
                 request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.WatchSeriesRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.WatchSeriesResponse.FromString,
                 _registered_method=True)
+        self.CompareSeries = channel.unary_unary(
+                '/tunesmith.api.metrics.v1.MetricsService/CompareSeries',
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.CompareSeriesRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.CompareSeriesResponse.FromString,
+                _registered_method=True)
+        self.StreamSeries = channel.unary_stream(
+                '/tunesmith.api.metrics.v1.MetricsService/StreamSeries',
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.StreamSeriesRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.StreamSeriesResponse.FromString,
+                _registered_method=True)
+        self.ExportSeries = channel.unary_stream(
+                '/tunesmith.api.metrics.v1.MetricsService/ExportSeries',
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ExportSeriesRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ExportSeriesResponse.FromString,
+                _registered_method=True)
+        self.DescribeSeries = channel.unary_unary(
+                '/tunesmith.api.metrics.v1.MetricsService/DescribeSeries',
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.DescribeSeriesRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.DescribeSeriesResponse.FromString,
+                _registered_method=True)
+        self.QueryRichSeries = channel.unary_unary(
+                '/tunesmith.api.metrics.v1.MetricsService/QueryRichSeries',
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRichSeriesRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRichSeriesResponse.FromString,
+                _registered_method=True)
+        self.QueryRuns = channel.unary_unary(
+                '/tunesmith.api.metrics.v1.MetricsService/QueryRuns',
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRunsRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRunsResponse.FromString,
+                _registered_method=True)
+        self.ListRunColumns = channel.unary_unary(
+                '/tunesmith.api.metrics.v1.MetricsService/ListRunColumns',
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListRunColumnsRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListRunColumnsResponse.FromString,
+                _registered_method=True)
+        self.QueryNodeSeries = channel.unary_unary(
+                '/tunesmith.api.metrics.v1.MetricsService/QueryNodeSeries',
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryNodeSeriesRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryNodeSeriesResponse.FromString,
+                _registered_method=True)
+        self.GetMetricsPolicy = channel.unary_unary(
+                '/tunesmith.api.metrics.v1.MetricsService/GetMetricsPolicy',
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.GetMetricsPolicyRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.GetMetricsPolicyResponse.FromString,
+                _registered_method=True)
+        self.SetMetricsPolicy = channel.unary_unary(
+                '/tunesmith.api.metrics.v1.MetricsService/SetMetricsPolicy',
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.SetMetricsPolicyRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.SetMetricsPolicyResponse.FromString,
+                _registered_method=True)
+        self.ListDeadLetters = channel.unary_unary(
+                '/tunesmith.api.metrics.v1.MetricsService/ListDeadLetters',
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListDeadLettersResponse.FromString,
+                _registered_method=True)
         self.GetWatermark = channel.unary_unary(
                 '/tunesmith.api.metrics.v1.MetricsService/GetWatermark',
                 request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.GetWatermarkRequest.SerializeToString,
@@ -83,6 +138,85 @@ class MetricsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CompareSeries(self, request, context):
+        """Returns curves of many jobs in one call, for comparing them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamSeries(self, request, context):
+        """Streams whole curves as packed arrays, for programs that compute with them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportSeries(self, request, context):
+        """Streams a file with whole curves. In REST the answer is the file itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DescribeSeries(self, request, context):
+        """Returns mean, deviation, extremes and quantiles of curves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QueryRichSeries(self, request, context):
+        """Returns histograms, texts and pictures of a job, steps ascending.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QueryRuns(self, request, context):
+        """Returns a table of jobs with their configuration and the last values of their metrics,
+        filtered and sorted by either.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRunColumns(self, request, context):
+        """Lists what QueryRuns can show, filter and sort by.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QueryNodeSeries(self, request, context):
+        """Returns a node's own series over a span of time: by the second while they are fresh, later by
+        the minute and by the hour.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMetricsPolicy(self, request, context):
+        """Returns what a project stores and how much it may.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetMetricsPolicy(self, request, context):
+        """Sets how much a project may store, and for how long.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeadLetters(self, request, context):
+        """Lists messages that no consumer could use, newest first, with the reason.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetWatermark(self, request, context):
         """Returns how far the records of an attempt's rank are stored, so that the agent can trim its
         spool and send the rest again.
@@ -108,6 +242,61 @@ def add_MetricsServiceServicer_to_server(servicer, server):
                     servicer.WatchSeries,
                     request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.WatchSeriesRequest.FromString,
                     response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.WatchSeriesResponse.SerializeToString,
+            ),
+            'CompareSeries': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareSeries,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.CompareSeriesRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.CompareSeriesResponse.SerializeToString,
+            ),
+            'StreamSeries': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamSeries,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.StreamSeriesRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.StreamSeriesResponse.SerializeToString,
+            ),
+            'ExportSeries': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportSeries,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ExportSeriesRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ExportSeriesResponse.SerializeToString,
+            ),
+            'DescribeSeries': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeSeries,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.DescribeSeriesRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.DescribeSeriesResponse.SerializeToString,
+            ),
+            'QueryRichSeries': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryRichSeries,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRichSeriesRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRichSeriesResponse.SerializeToString,
+            ),
+            'QueryRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryRuns,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRunsRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRunsResponse.SerializeToString,
+            ),
+            'ListRunColumns': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRunColumns,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListRunColumnsRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListRunColumnsResponse.SerializeToString,
+            ),
+            'QueryNodeSeries': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryNodeSeries,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryNodeSeriesRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryNodeSeriesResponse.SerializeToString,
+            ),
+            'GetMetricsPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMetricsPolicy,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.GetMetricsPolicyRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.GetMetricsPolicyResponse.SerializeToString,
+            ),
+            'SetMetricsPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetMetricsPolicy,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.SetMetricsPolicyRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.SetMetricsPolicyResponse.SerializeToString,
+            ),
+            'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadLetters,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListDeadLettersResponse.SerializeToString,
             ),
             'GetWatermark': grpc.unary_unary_rpc_method_handler(
                     servicer.GetWatermark,
@@ -208,6 +397,303 @@ class MetricsService(object):
             _registered_method=True)
 
     @staticmethod
+    def CompareSeries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.metrics.v1.MetricsService/CompareSeries',
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.CompareSeriesRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.CompareSeriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamSeries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tunesmith.api.metrics.v1.MetricsService/StreamSeries',
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.StreamSeriesRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.StreamSeriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportSeries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tunesmith.api.metrics.v1.MetricsService/ExportSeries',
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ExportSeriesRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ExportSeriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeSeries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.metrics.v1.MetricsService/DescribeSeries',
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.DescribeSeriesRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.DescribeSeriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryRichSeries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.metrics.v1.MetricsService/QueryRichSeries',
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRichSeriesRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRichSeriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.metrics.v1.MetricsService/QueryRuns',
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRunsRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRunColumns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.metrics.v1.MetricsService/ListRunColumns',
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListRunColumnsRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListRunColumnsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryNodeSeries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.metrics.v1.MetricsService/QueryNodeSeries',
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryNodeSeriesRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryNodeSeriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMetricsPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.metrics.v1.MetricsService/GetMetricsPolicy',
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.GetMetricsPolicyRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.GetMetricsPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetMetricsPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.metrics.v1.MetricsService/SetMetricsPolicy',
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.SetMetricsPolicyRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.SetMetricsPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.metrics.v1.MetricsService/ListDeadLetters',
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListDeadLettersRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetWatermark(request,
             target,
             options=(),
@@ -245,6 +731,11 @@ class LogServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.ListErrorLines = channel.unary_unary(
+                '/tunesmith.api.metrics.v1.LogService/ListErrorLines',
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListErrorLinesRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListErrorLinesResponse.FromString,
+                _registered_method=True)
         self.QueryLogs = channel.unary_unary(
                 '/tunesmith.api.metrics.v1.LogService/QueryLogs',
                 request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryLogsRequest.SerializeToString,
@@ -260,6 +751,14 @@ class LogServiceStub(object):
 class LogServiceServicer(object):
     """Logs.
     """
+
+    def ListErrorLines(self, request, context):
+        """Returns the lines of a job that tell of errors, one a distinct text, newest first, with how
+        often each came.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def QueryLogs(self, request, context):
         """Returns log lines, oldest first.
@@ -278,6 +777,11 @@ class LogServiceServicer(object):
 
 def add_LogServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'ListErrorLines': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListErrorLines,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListErrorLinesRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListErrorLinesResponse.SerializeToString,
+            ),
             'QueryLogs': grpc.unary_unary_rpc_method_handler(
                     servicer.QueryLogs,
                     request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryLogsRequest.FromString,
@@ -299,6 +803,33 @@ def add_LogServiceServicer_to_server(servicer, server):
 class LogService(object):
     """Logs.
     """
+
+    @staticmethod
+    def ListErrorLines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.metrics.v1.LogService/ListErrorLines',
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListErrorLinesRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListErrorLinesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def QueryLogs(request,

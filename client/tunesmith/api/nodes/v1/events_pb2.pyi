@@ -398,6 +398,7 @@ class NodeHeartbeat(_message.Message):
     DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
     SPOOL_BACKLOG_BYTES_FIELD_NUMBER: _builtins.int
+    FAULTS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Name of the node."""
     cpu_percent: _builtins.float
@@ -416,6 +417,10 @@ class NodeHeartbeat(_message.Message):
     def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuSample]:
         """GPUs."""
 
+    @_builtins.property
+    def faults(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeFault]:
+        """What is wrong with the node now. A node with a grave fault is cordoned."""
+
     def __init__(
         self,
         *,
@@ -426,14 +431,51 @@ class NodeHeartbeat(_message.Message):
         disk_free_bytes: _builtins.int = ...,
         gpus: _abc.Iterable[Global___GpuSample] | None = ...,
         spool_backlog_bytes: _builtins.int = ...,
+        faults: _abc.Iterable[Global___NodeFault] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_percent", b"cpu_percent", "disk_free_bytes", b"disk_free_bytes", "gpus", b"gpus", "memory_used_bytes", b"memory_used_bytes", "node_id", b"node_id", "spool_backlog_bytes", b"spool_backlog_bytes", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_percent", b"cpu_percent", "disk_free_bytes", b"disk_free_bytes", "faults", b"faults", "gpus", b"gpus", "memory_used_bytes", b"memory_used_bytes", "node_id", b"node_id", "spool_backlog_bytes", b"spool_backlog_bytes", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeHeartbeat: _TypeAlias = NodeHeartbeat  # noqa: Y015
+
+@_typing.final
+class NodeFault(_message.Message):
+    """Something wrong with a node, seen by its agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    GRAVE_FIELD_NUMBER: _builtins.int
+    GPU_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Stable word, for example `GPU_XID`, `GPU_ECC`, `GPU_LOST`, `GPU_HOT`, `DISK_FULL`."""
+    message: _builtins.str
+    """Words for people."""
+    grave: _builtins.bool
+    """Whether the node should get no new work."""
+    gpu: _builtins.int
+    """GPU concerned, by its index. Absent when none is."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        grave: _builtins.bool = ...,
+        gpu: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu", b"_gpu", "gpu", b"gpu"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu", b"_gpu", "gpu", b"gpu", "grave", b"grave", "message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gpu: _TypeAlias = _typing.Literal["gpu"]  # noqa: Y015
+    _WhichOneofArgType__gpu: _TypeAlias = _typing.Literal["_gpu", b"_gpu"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu) -> _WhichOneofReturnType__gpu | None: ...
+
+Global___NodeFault: _TypeAlias = NodeFault  # noqa: Y015
 
 @_typing.final
 class GpuSample(_message.Message):

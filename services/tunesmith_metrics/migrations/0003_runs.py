@@ -1,0 +1,10 @@
+"""What the jobs service tells of jobs, for the table of runs."""
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    pass

@@ -1,0 +1,10 @@
+"""Series of nodes by the minute and the hour, error lines."""
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    pass
