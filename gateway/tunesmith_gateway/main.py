@@ -9,7 +9,7 @@ from tunesmith.api.gateway.v1 import fleet_pb2, fleet_pb2_grpc
 from tunesmith.api.metrics.v1 import alerts_pb2, metrics_pb2
 from tunesmith.api.registry.v1 import blobs_pb2, datasets_pb2, models_pb2
 from tunesmith.errors import InvalidArgument
-from tunesmith_gateway import app
+from tunesmith_gateway import app, live
 from tunesmith_gateway.auth import Tokens, authenticator
 from tunesmith_gateway.proxy import SERVED_BY, Backends, Forwarder
 from tunesmith_gateway.rest import Rest
@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 _FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name
 SERVICES = (*SERVED_BY, _FLEET)
 _TOKEN_ROLES = ("admin", "node", "viewer", "developer")
-CONTRACTS = (alerts_pb2, metrics_pb2, blobs_pb2, datasets_pb2, models_pb2)  # imported so that their rpcs are known
+# Imported so that their rpcs are known.
+CONTRACTS = (alerts_pb2, metrics_pb2, blobs_pb2, datasets_pb2, models_pb2)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ async def build(settings: GatewaySettings, telemetry: Telemetry) -> Running:
             telemetry,
             authenticate,
             [(fleet_pb2_grpc.add_FleetServiceServicer_to_server, FleetService(backends))],
-            generic=[Forwarder(backends)],
+            generic=[Forwarder(backends, {live.PATH: live.LiveSeries(backends).handler()})],
             names=SERVICES,
         )
         stack.push_async_callback(server.stop)

@@ -42,6 +42,10 @@ class Backends:
             (rpc.TRACE_KEY, current_traceparent()),
         )
 
+    def own_metadata(self) -> tuple[tuple[str, str], ...]:
+        """Returns the metadata of a call the gateway makes in its own name."""
+        return rpc.as_service(self._token, "gateway")
+
     async def ready(self) -> str:
         """Returns which services cannot be reached, or nothing."""
         missing = [
@@ -58,13 +62,15 @@ class Backends:
 
 
 class Forwarder(grpc.GenericRpcHandler):
-    """Serves the rpcs of `SERVED_BY` by passing bytes on."""
+    """Serves the rpcs of `SERVED_BY` by passing bytes on, but those that have a handler of their own here."""
 
-    def __init__(self, backends: Backends) -> None:
-        self._backends = backends
+    def __init__(self, backends: Backends, own: "Mapping[str, grpc.RpcMethodHandler[Any, Any]]") -> None:
+        self._backends, self._own = backends, own
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         path = handler_call_details.method
+        if path in self._own:
+            return self._own[path]
         found = access.find(path)
         backend = SERVED_BY.get(path.split("/")[1])
         if found is None or backend is None:

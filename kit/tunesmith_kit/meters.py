@@ -41,6 +41,8 @@ class Meters:
     log_lines_ingested = _counter("log_lines_ingested", "Log lines stored")
     ingest_lag = _gauge("ingest_lag_messages", "Messages of a stream that wait to be stored", "stream")
     ingest_duration = _seconds("ingest_duration", "From reading a batch to its commit", "stream")
+    live_viewers = _gauge("live_viewers", "Those who watch curves now")
+    live_streams = _gauge("live_streams", "Streams of curves the gateway shares among its viewers")
     datasets_imported = _counter("datasets_imported", "Dataset versions imported")
     model_versions = _counter("model_versions", "Model versions registered")
     rpc_duration = _seconds("rpc_duration", "Duration of a gRPC call", "method", "code")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.network import Namespace
 from tests.support.postgres import Postgres
 from tests.support.processes import BIN, Process, clean_environment, wait_for
 from tunesmith import Client
@@ -145,6 +146,7 @@ class Distributed:
     Args:
         env: added to the environment of every process.
         wires: a node's own way to (NATS addresses, gateway address), for example through proxies.
+        namespaces: the networks of nodes that have one of their own.
     """
 
     def __init__(
@@ -155,9 +157,10 @@ class Distributed:
         nodes: tuple[str, ...] = ("node-a", "node-b"),
         env: Mapping[str, str] | None = None,
         wires: Callable[[str, str, str], tuple[str, str]] = lambda node, nats, gateway: (nats, gateway),
+        namespaces: Mapping[str, Namespace] | None = None,
     ):
         self._root, self._postgres, self._num_nats, self._nodes = root, postgres, num_nats, nodes
-        self._env, self._wires = dict(env or {}), wires
+        self._env, self._wires, self._namespaces = dict(env or {}), wires, namespaces or {}
         self._tokens = {name: secrets.token_urlsafe(16) for name in ("nats", "internal", "admin", "node")}
         names = ("jobs", "registry", "metrics", "gateway", "web", "jobs_http", "gateway_http")
         self._ports = {name: free_port() for name in names}
@@ -244,7 +247,6 @@ class Distributed:
                 "TUNESMITH_AGENT_NODE": name,
                 "TUNESMITH_AGENT_TOKEN": self._tokens["node"],
                 "TUNESMITH_AGENT_GATEWAY_ADDRESS": gateway,
-                "TUNESMITH_AGENT_STANDBY": "false",
             }
         else:
             env[f"TUNESMITH_{service.upper()}_PORT"] = str(self._ports[service])
@@ -259,4 +261,7 @@ class Distributed:
                 },
             }
         command = [str(BIN / "tunesmith"), "serve", service]
+        if name in self._namespaces:
+            command = [*self._namespaces[name].enter, *command]
+            env["TUNESMITH_AGENT_ADDRESS"] = self._namespaces[name].address
         self.processes[name] = Process(name, command, self._root / f"{name}.log", env)

@@ -22,7 +22,7 @@ from tunesmith_agent.endings import Remains, died_early, end_of, infra, no_input
 from tunesmith_agent.folder import RUN, STOP, EventTail, Notes, RunFolder, local_ranks
 from tunesmith_agent.inputs import InputCache
 from tunesmith_agent.memory import num_oom_kills
-from tunesmith_agent.process import Standby
+from tunesmith_agent.process import ForkServer
 from tunesmith_agent.reporter import Fenced, Reporter
 from tunesmith_agent.shipper import Shipper
 from tunesmith_agent.snapshots import SnapshotMemory
@@ -35,6 +35,7 @@ from tunesmith_kit.telemetry import METRICS, Telemetry
 
 log = logging.getLogger(__name__)
 _TICK_SECONDS = 0.05
+_IMPORT_SECONDS = 120.0
 _PROGRESS_SECONDS = 1.0
 _STOP_SECONDS = 60.0  # a graceful stop that takes longer falls back to the last checkpoint
 _DRAIN_SECONDS = 5.0
@@ -56,7 +57,7 @@ class Tools:
     inputs: InputCache
     snapshots: SnapshotMemory
     reporter: Reporter
-    standby: Standby
+    standby: ForkServer
     telemetry: Telemetry
     trainer_telemetry: Telemetry
     shipper: Callable[[Notes, RunFolder, int], Shipper]
@@ -191,9 +192,33 @@ class Attempt:
             except (TunesmithError, OSError) as error:
                 await self._report_end(no_inputs(error))
                 return False
-            self._group = ranks.start(self.folder, self.notes, self._assign, self._tools.standby)
+            if not await self._await_imports():
+                await self._report_end(died_early(self.notes, self._assign))
+                return False
+            self._group = await ranks.start(self.folder, self.notes, self._assign, self._tools.standby)
+            if self.notes.told_to_kill:  # meanwhile
+                self._group.kill()
             await self._report(state_pb2.ATTEMPT_STATE_READY)
         return True
+
+    async def _await_imports(self) -> bool:
+        """Waits for the process that trainers are forked from; False when the end is wanted meanwhile.
+
+        Two processes that import at once need twice as long, so a trainer of its own is no way round.
+        """
+        deadline = time.monotonic() + _IMPORT_SECONDS
+        while self._tools.standby.alive() and not self._tools.standby.ready() and not self._on_gpus():
+            if self.notes.told_to_kill or self.notes.told_to_stop:
+                return False
+            if time.monotonic() > deadline:
+                log.warning("the standby trainer does not get ready", extra={"pid": self._tools.standby.pid})
+                self._tools.standby.stop()
+            await asyncio.sleep(_TICK_SECONDS)
+            await self._ask()
+        return True
+
+    def _on_gpus(self) -> bool:
+        return self._assign is not None and bool(self._assign.gpus)
 
     def _memory(self) -> Path | None:
         if self._spec.training.snapshots == spec_pb2.SNAPSHOT_MODE_OFF:

@@ -11,7 +11,7 @@ from tunesmith_agent.attempt import Tools
 from tunesmith_agent.folder import Notes, RunFolder
 from tunesmith_agent.gpus import find_gpus
 from tunesmith_agent.inputs import InputCache
-from tunesmith_agent.process import Standby
+from tunesmith_agent.process import ForkServer
 from tunesmith_agent.reporter import Reporter
 from tunesmith_agent.shipper import Shipper
 from tunesmith_agent.snapshots import SnapshotMemory
@@ -36,7 +36,7 @@ class AgentSettings(ServiceSettings):
     )
     labels: str = setting("", "labels of this node, as key=value separated by commas")
     slots: int = setting(1, "attempts this node runs at once")
-    standby: bool = setting(True, "keep a trainer with its imports done for the next job")
+    standby: bool = setting(True, "keep a process with the imports done from which trainers are forked")
     snapshots: str = setting(
         "/dev/shm",
         "folder in memory for the trainers' snapshots; empty: none, and a killed trainer redoes more",
@@ -76,7 +76,7 @@ async def build(settings: AgentSettings, telemetry: Telemetry) -> Running:
         inputs=InputCache(home / "cache", blobs),
         snapshots=SnapshotMemory(settings.snapshots, home),
         reporter=Reporter(node_id, nodes, metadata),
-        standby=Standby(settings.standby),
+        standby=ForkServer(settings.standby),
         telemetry=telemetry,
         trainer_telemetry=setup(
             "trainer",

@@ -5,7 +5,7 @@ import logging
 from tunesmith.api.nodes.v1 import events_pb2
 from tunesmith_agent import process
 from tunesmith_agent.folder import Notes, RunFolder, local_ranks
-from tunesmith_agent.process import Group, Standby, TrainerProcess, start_ticks
+from tunesmith_agent.process import ForkServer, Group, TrainerProcess, start_ticks
 
 log = logging.getLogger(__name__)
 
@@ -18,22 +18,24 @@ def adopt(notes: Notes) -> Group:
     return Group([TrainerProcess(pid, ticks) for pid, ticks in named])
 
 
-def start(folder: RunFolder, notes: Notes, assign: events_pb2.AssignAttempt, standby: Standby) -> Group:
+async def start(
+    folder: RunFolder, notes: Notes, assign: events_pb2.AssignAttempt, server: ForkServer
+) -> Group:
     """Starts every rank of this node. All are named in our notes before the first begins: an agent that dies
     here leaves no trainer that nobody knows."""
     numbers = local_ranks(assign)
-    waiting = None if assign.gpus else standby.take()
+    # CUDA must see its devices before anything of it is touched: not in a process that others come from.
+    forked = [None if assign.gpus else await server.fork() for _ in numbers]
     ranks = [
-        waiting if waiting is not None and place == 0 else _launch(folder, assign, place, rank)
-        for place, rank in enumerate(numbers)
+        waiting if waiting is not None else _launch(folder, assign, place, numbers[place])
+        for place, waiting in enumerate(forked)
     ]
     group = _name(folder, notes, ranks)
-    if not ranks[0].begin(folder.path, numbers[0]):  # the standby died while it waited
-        ranks[0] = _launch(folder, assign, 0, numbers[0])
-        group = _name(folder, notes, ranks)
-        ranks[0].begin(folder.path, numbers[0])
-    for place in range(1, len(ranks)):
-        ranks[place].begin(folder.path, numbers[place])
+    for place, rank in enumerate(numbers):
+        if not ranks[place].begin(folder.path, rank):  # it died while it waited
+            ranks[place] = _launch(folder, assign, place, rank)
+            group = _name(folder, notes, ranks)
+            ranks[place].begin(folder.path, rank)
     return group
 
 

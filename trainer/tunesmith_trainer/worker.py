@@ -1,7 +1,8 @@
 """Entry of the trainer process: one attempt in one run folder.
 
-`python -m tunesmith_trainer.worker RUN_FOLDER [--rank N]`, or `--standby` to import everything first and wait
-for rank and folder on standard input: the imports take 5 s, most of the start of a small job.
+`python -m tunesmith_trainer.worker RUN_FOLDER [--rank N]`, or `--wait` for rank and folder on standard input,
+or `--standby` to import everything and start trainers by fork (see `forkserver`): the imports take 5 s, most
+of the start of a small job.
 """
 
 from __future__ import annotations
@@ -40,22 +41,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tunesmith_trainer.worker", description=__doc__)
     parser.add_argument("run_folder", nargs="?", type=Path, help="the run folder (docs/run-folder.md)")
     parser.add_argument("--rank", type=int, default=0, help="this process's rank in its group")
-    parser.add_argument(
-        "--standby", action="store_true", help="import first, then read rank and folder from stdin"
-    )
+    parser.add_argument("--wait", action="store_true", help="read rank and folder from stdin")
+    parser.add_argument("--standby", action="store_true", help="import first, then start trainers by fork")
     options = parser.parse_args(arguments)
-    if options.standby == (options.run_folder is not None):
-        parser.error("give either a run folder or --standby")
+    if sum((options.standby, options.wait, options.run_folder is not None)) != 1:
+        parser.error("give either a run folder, --wait or --standby")
     if os.getsid(0) != os.getpid():
         # A process group leader cannot start a session; then whoever started it chose its group.
         with contextlib.suppress(PermissionError):
             os.setsid()
     # Written to descriptor 2, which is the log by then; from C, whatever the interpreter is busy with.
     faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
-    assigned = _await_folder() if options.standby else (options.rank, options.run_folder)
-    if assigned is None:
-        return COMPLETED
-    rank, folder = assigned
+    if options.standby:
+        from tunesmith_trainer import forkserver
+
+        return forkserver.serve(begin)
+    assigned = _await_folder() if options.wait else (options.rank, options.run_folder)
+    return begin(*assigned) if assigned is not None else COMPLETED
+
+
+def begin(rank: int, folder: Path) -> int:
+    """Run an attempt's rank in this process; gives the exit code."""
     folder = folder.resolve()
     if not folder.is_dir():
         sys.stderr.write(f"{folder} is not a folder; give the path of a run folder\n")
@@ -65,17 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _await_folder() -> tuple[int, Path] | None:
-    from tunesmith_trainer import standby
-
-    standby.warm_up()
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    line = sys.stdin.readline().strip()
-    # `RANK PATH`; a path alone is rank 0's.
-    rank, separator, path = line.partition(" ")
-    if separator and rank.isdecimal():
-        return int(rank), Path(path)
-    return (0, Path(line)) if line else None
+    """Wait for `RANK PATH`; None when the input ends before: nobody knows of this process then."""
+    rank, _, path = sys.stdin.readline().strip().partition(" ")
+    return (int(rank), Path(path)) if path else None
 
 
 def _redirect(path: Path) -> None:
