@@ -17,7 +17,7 @@ from tunesmith_gateway.proxy import Backends
 from tunesmith_kit.telemetry import METRICS
 
 PATH = "/tunesmith.api.metrics.v1.MetricsService/WatchSeries"
-_WAITING = 256  # messages a viewer may be behind; some come each 50 ms
+_WAITING_BYTES = 2 * 1024 * 1024  # how much may wait for a viewer
 _SILENT_SECONDS = 10.0
 _NO_KEY = "-"
 
@@ -31,6 +31,7 @@ class _Message:
         self._response = response
         self._parts: dict[Keys, bytes] = {}
         self.revision: int = response.revision
+        self.num_bytes = response.ByteSize()
 
     def part(self, keys: Keys) -> bytes:
         """The series of these keys, all when none are named; empty when there is nothing for the viewer."""
@@ -48,14 +49,17 @@ class _Seat:
 
     def __init__(self) -> None:
         self._waiting: asyncio.Queue[_Message | grpc.aio.AioRpcError] = asyncio.Queue()
+        self._num_bytes = 0
         self.late = False
 
     def offer(self, item: _Message | grpc.aio.AioRpcError) -> None:
         """Puts something in line, or marks the viewer as too slow."""
-        if self._waiting.qsize() >= _WAITING and isinstance(item, _Message):
-            self.late = True
-        else:
-            self._waiting.put_nowait(item)
+        if isinstance(item, _Message):
+            self.late = self.late or self._num_bytes > _WAITING_BYTES
+            if self.late:
+                return
+            self._num_bytes += item.num_bytes
+        self._waiting.put_nowait(item)
 
     async def next(self) -> _Message | None:
         """Returns the next message; None after some seconds without one. Raises what ended the stream."""
@@ -66,11 +70,12 @@ class _Seat:
             return None
         if isinstance(item, grpc.aio.AioRpcError):
             raise item
+        self._num_bytes -= item.num_bytes
         return item
 
     def clear(self) -> None:
         """Forgets what waits; the viewer reads it from the store."""
-        self.late = False
+        self.late, self._num_bytes = False, 0
         while not self._waiting.empty():
             item = self._waiting.get_nowait()
             if isinstance(item, grpc.aio.AioRpcError):
