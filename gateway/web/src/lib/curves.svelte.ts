@@ -1,17 +1,30 @@
-// The curves of a job: reduced by the server to what a screen can show, then kept live point by point.
+// The curves of a job: those that are shown, reduced by the server to what a screen can show, then kept live.
 
 import { SvelteMap } from "svelte/reactivity";
-import type { QuerySeriesResponse, Series, WatchSeriesResponse } from "../contract";
+import type { ListMetricsResponse, QuerySeriesResponse, Series, WatchSeriesResponse } from "../contract";
 import { get } from "./api";
 import { SETTLE_MS, sleep, watch } from "./events";
 import { number } from "./words";
 
 // More points than pixels show nothing more; the band of extremes keeps every spike visible.
 const MAX_POINTS = 800;
+// How often a running job is asked for metrics that are new, and a curve over another axis than the step is redrawn.
+const LIST_MS = 5000;
+const REDRAW_MS = 1000;
+
+export const AXES = {
+  step: "",
+  time: "AXIS_RELATIVE_TIME",
+  tokens: "AXIS_TOKENS",
+  epoch: "AXIS_EPOCH",
+} as const;
+export type AxisName = keyof typeof AXES;
 
 export interface Curve {
   key: string;
   steps: number[];
+  /** Places on the axis; the steps themselves when the axis is the step. */
+  x: number[];
   values: number[];
   low: number[];
   high: number[];
@@ -19,8 +32,9 @@ export interface Curve {
 
 export class Curves {
   readonly byKey = new SvelteMap<string, Curve>();
+  keys = $state.raw<string[]>([]);
   live = $state(false);
-  loaded = $state(false);
+  listed = $state(false);
   private range: [number, number] | null = null;
 
   constructor(
@@ -28,57 +42,72 @@ export class Curves {
     private readonly done: () => boolean,
   ) {}
 
-  /** Loads all curves and follows them until the signal. */
-  async follow(signal: AbortSignal): Promise<void> {
-    let revision = await this.load(signal);
+  /** Keeps the list of metrics until the signal: a running job may begin to log others. */
+  async list(signal: AbortSignal): Promise<void> {
+    while (!signal.aborted) {
+      const answer = await get<ListMetricsResponse>(`${this.job}/metrics`, {}, signal);
+      const found = answer.metrics.map((metric) => metric.key);
+      if (found.join("\n") !== this.keys.join("\n")) this.keys = found;
+      this.listed = true;
+      if (this.done() && found.length) return;
+      await sleep(LIST_MS, signal);
+    }
+  }
+
+  /** Loads the curves of some metrics and follows them until the signal. */
+  async follow(keys: string[], axis: AxisName, signal: AbortSignal): Promise<void> {
+    for (const key of this.byKey.keys()) if (!keys.includes(key)) this.byKey.delete(key);
+    if (keys.length === 0) return;
+    let revision = await this.load(keys, axis, signal);
     while (!signal.aborted && !this.done()) {
       const inner = new AbortController();
       const stop = AbortSignal.any([signal, inner.signal]);
       await watch<WatchSeriesResponse>({
         path: `${this.job}/series:watch`,
+        query: { keys },
         from: revision,
         signal: stop,
         onLive: (live) => (this.live = live),
         done: this.done,
         onMessage: (message) => {
-          for (const series of message.series) this.add(series);
+          if (message.series.length === 0) return;
+          if (axis !== "step") inner.abort();
+          else for (const series of message.series) this.add(series);
           // Too many single points: let the server reduce them again.
           if ([...this.byKey.values()].some((curve) => curve.steps.length > 2 * MAX_POINTS)) inner.abort();
         },
       });
-      if (!signal.aborted) revision = await this.load(signal);
+      if (axis !== "step") await sleep(REDRAW_MS, signal);
+      if (!signal.aborted) revision = await this.load(keys, axis, signal);
     }
     this.live = false;
-    if (!signal.aborted) await this.settle(signal);
-  }
-
-  /** Loads once more: the last points are stored a moment after the job has ended. */
-  private async settle(signal: AbortSignal): Promise<void> {
+    // The last points are stored a moment after the job has ended.
     await sleep(SETTLE_MS, signal);
-    if (!signal.aborted) await this.load(signal);
+    if (!signal.aborted) await this.load(keys, axis, signal);
   }
 
   /** Shows a range of steps in its own resolution; null: everything. */
-  async zoom(range: [number, number] | null): Promise<void> {
+  async zoom(range: [number, number] | null, keys: string[], axis: AxisName): Promise<void> {
     this.range = range;
-    await this.load();
+    await this.load(keys, axis);
   }
 
-  private async load(signal?: AbortSignal): Promise<number> {
+  private async load(keys: string[], axis: AxisName, signal?: AbortSignal): Promise<number> {
     const query = {
+      keys,
+      axis: AXES[axis],
       max_points: MAX_POINTS,
       min_step: this.range ? Math.floor(this.range[0]) : undefined,
       max_step: this.range ? Math.ceil(this.range[1]) : undefined,
     };
     const answer = await get<QuerySeriesResponse>(`${this.job}/series`, query, signal);
     for (const series of answer.series) this.byKey.set(series.key, curveOf(series));
-    this.loaded = true;
     return Number(answer.revision);
   }
 
   private add(series: Series): void {
     const fresh = curveOf(series);
-    const curve = this.byKey.get(series.key) ?? { key: series.key, steps: [], values: [], low: [], high: [] };
+    const curve = this.byKey.get(series.key) ?? { key: series.key, steps: [], x: [], values: [], low: [], high: [] };
     const first = fresh.steps[0];
     if (first === undefined) return;
     // Inside a zoomed range that ends before the newest point nothing changes.
@@ -86,9 +115,11 @@ export class Curves {
     // After a resume steps come again; the later points replace the earlier.
     let keep = curve.steps.length;
     while (keep > 0 && (curve.steps[keep - 1] ?? 0) >= first) keep -= 1;
+    const steps = [...curve.steps.slice(0, keep), ...fresh.steps];
     this.byKey.set(series.key, {
       key: series.key,
-      steps: [...curve.steps.slice(0, keep), ...fresh.steps],
+      steps,
+      x: steps,
       values: [...curve.values.slice(0, keep), ...fresh.values],
       low: [...curve.low.slice(0, keep), ...fresh.low],
       high: [...curve.high.slice(0, keep), ...fresh.high],
@@ -98,9 +129,11 @@ export class Curves {
 
 function curveOf(series: Series): Curve {
   const values = series.values.map(number);
+  const steps = series.steps.map(Number);
   return {
     key: series.key,
-    steps: series.steps.map(Number),
+    steps,
+    x: series.x_values.length ? series.x_values.map(number) : steps,
     values,
     low: series.min_values.length ? series.min_values.map(number) : values,
     high: series.max_values.length ? series.max_values.map(number) : values,
