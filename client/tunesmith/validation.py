@@ -68,11 +68,22 @@ def _check(field: Any, limits: options_pb2.Limits, path: str, value: Any) -> Ite
                 path, str(len(value)), f"has more than {limits.max_items} elements", limits.remedy
             )
         if field.message_type is not None:
+            if field.message_type.GetOptions().map_entry:
+                yield from _check_map(limits, path, value)
             return
         for index, item in enumerate(value):
             yield from _check_one(limits, f"{path}[{index}]", item)
     elif field.message_type is None:
         yield from _check_one(limits, path, value)
+
+
+def _check_map(limits: options_pb2.Limits, path: str, value: Any) -> Iterator[Violation]:
+    for key, item in value.items():
+        if limits.key_pattern and not re.fullmatch(limits.key_pattern, str(key)):
+            problem = f"has a key that does not match {limits.key_pattern}"
+            yield Violation(path, _shown(key), problem, limits.remedy)
+        elif isinstance(item, str | int | float):
+            yield from _check_one(limits, f"{path}[{key}]", item)
 
 
 def _check_one(limits: options_pb2.Limits, path: str, value: Any) -> Iterator[Violation]:

@@ -6,7 +6,7 @@ being closed: whatever a verb could not finish is taken up again here.
 
 import asyncio
 import logging
-from datetime import UTC, timedelta
+from datetime import timedelta
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -33,6 +33,8 @@ class Departures:
 
     def __init__(self, db: Database, fleet: FleetStore, clock: Clock) -> None:
         self._db, self._fleet, self._clock = db, fleet, clock
+        # Per job: its move, and when this process first saw it, on the monotonic clock: one that is set ends none.
+        self._seen: dict[str, tuple[str, float]] = {}
 
     async def run(self) -> None:
         """Looks every two seconds until it is cancelled."""
@@ -46,7 +48,9 @@ class Departures:
     async def look(self) -> None:
         """Looks once at every move and drain under way."""
         moving = select(col(JobRow.id)).where(col(JobRow.move_node) != "")
-        for job_id in await self._db.read(lambda session: session.execute(moving).scalars().all()):
+        found = await self._db.read(lambda session: session.execute(moving).scalars().all())
+        self._seen = {job_id: seen for job_id, seen in self._seen.items() if job_id in found}
+        for job_id in found:
             await self._db.write(lambda session, job_id=job_id: self._look_at(session, job_id))  # type: ignore[misc]
         for node_id in await self._fleet.draining():
             await self._fleet.clear(node_id, ACTOR)
@@ -57,15 +61,22 @@ class Departures:
         attempt = live_attempt(session, change.job)
         if change.job.state not in machine.TRAINS or not change.job.HasField("move") or attempt is None:
             return
-        age = change.now - change.job.move.start_time.ToDatetime(UTC)
+        age = self._age(change)
         target = session.get(NodeRow, change.job.move.node)
         if target is None or target.state != nodes_pb2.NODE_STATE_READY:
             moves.give_up(change, "TARGET_GONE", "the node is no longer ready")
-        elif age > LONGEST_PREPARATION:
+        elif age > LONGEST_PREPARATION.total_seconds():
             moves.give_up(change, "TARGET_SLOW", "the node did not fetch what it needs within ten minutes")
-        elif age.total_seconds() % _REPEAT_SECONDS < _LOOK_SECONDS < age.total_seconds():
+        elif age % _REPEAT_SECONDS < _LOOK_SECONDS < age:
             moves.ask(change, attempt)
             return
         else:
             return
         change.save()
+
+    def _age(self, change: JobChange) -> float:
+        """Seconds since a move began, as far as this process has seen it."""
+        move, now = f"{change.job.move.node} {change.job.move.start_time}", self._clock.monotonic()
+        if self._seen.get(change.row.id, ("", 0.0))[0] != move:
+            self._seen[change.row.id] = (move, now)
+        return now - self._seen[change.row.id][1]

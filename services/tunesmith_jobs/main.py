@@ -9,6 +9,7 @@ from tunesmith.api.registry.v1 import events_pb2
 from tunesmith_jobs.departures import Departures
 from tunesmith_jobs.events import HEARD, RegistryAnswers
 from tunesmith_jobs.explain import Explainer
+from tunesmith_jobs.faults import FaultMonitor
 from tunesmith_jobs.figures import Figures
 from tunesmith_jobs.fleet import FleetStore
 from tunesmith_jobs.forks import Forks
@@ -58,6 +59,7 @@ async def build(settings: JobsSettings, telemetry: Telemetry) -> Running:
     tasks.spawn("figures", Figures(db).run)
     tasks.spawn("scheduler", Scheduler(db, clock).run)
     tasks.spawn("leases", LeaseMonitor(fleet, watcher, clock).run)
+    tasks.spawn("faults", FaultMonitor(db, bus, clock).run)
     tasks.spawn("departures", Departures(db, fleet, clock).run)
 
     async def hear(message: Delivery) -> None:

@@ -102,7 +102,8 @@ def wanted(change: JobChange, attempt: AttemptRow) -> nodes_pb2.ReportAttemptRes
     if attempt.ended:
         return nodes_pb2.ReportAttemptResponse(desired=state_pb2.DESIRED_RUN)
     answer = nodes_pb2.ReportAttemptResponse(
-        desired=state_pb2.Desired.ValueType(attempt.wanted or state_pb2.DESIRED_RUN)
+        desired=state_pb2.Desired.ValueType(attempt.wanted or state_pb2.DESIRED_RUN),
+        checkpoint_request=attempt.checkpoint_request,
     )
     if attempt.stop_time is not None:
         answer.stop_deadline.FromTimedelta(max(utc(attempt.stop_time) - change.now, timedelta()))

@@ -80,6 +80,7 @@ class AttemptRow(_Base, table=True):
     wanted: int = 0
     stop_time: datetime | None = Field(default=None, sa_column=Column(DateTime(timezone=True), nullable=True))
     held_for: str = Field(default="", max_length=26)  # the job it gives way to (PREEMPTED)
+    checkpoint_request: int = 0  # checkpoints users asked for
     body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
 
     @property

@@ -99,7 +99,8 @@ class Verbs:
                 remedy = "only a RUNNING job has something new to save"
                 raise machine.refusal(reason, job.state, "asked for a checkpoint", remedy)
             command = node_events_pb2.NodeCommand()
-            command.checkpoint.SetInParent()
+            attempt.checkpoint_request += 1
+            command.checkpoint.request = attempt.checkpoint_request
             change.command(attempt, "checkpoint", command)
 
         return await self._act(request, caller, act, jobs_pb2.CheckpointJobResponse)

@@ -21,7 +21,13 @@ WITHOUT_REST = {"nodes.report", "blobs.write", "blobs.read"}
 
 
 # What touches everybody's jobs.
-ADMIN_ONLY = {"nodes.write", "quotas.write"}
+ADMIN_ONLY = {"nodes.write", "quotas.write", "metrics.admin", "alerts.admin"}
+# Packed arrays for programs; REST has ExportSeries.
+PACKED = "StreamSeries"
+# What a picker shows at once.
+WHOLE_LISTS = {"ListMetrics", "ListRunColumns"}
+# They change nothing: what is asked is too long for a URL.
+ASKS_BY_POST = {"CompareSeries", "TestAlertRule"}
 
 
 @pytest.mark.parametrize("method", RPCS, ids=IDS)
@@ -35,7 +41,7 @@ def test_rpc_declares_a_permission_that_a_role_holds(method: MethodDescriptor) -
 @pytest.mark.parametrize("method", RPCS, ids=IDS)
 def test_rpc_has_a_rest_route(method: MethodDescriptor) -> None:
     rpc = access.describe(method)
-    assert rpc.http_method or rpc.permission in WITHOUT_REST
+    assert rpc.http_method or rpc.permission in WITHOUT_REST or method.name == PACKED
     assert (rpc.http_method in ("POST", "PUT", "PATCH")) == bool(rpc.http_body)
 
 
@@ -47,9 +53,9 @@ def test_rest_routes_differ() -> None:
 @pytest.mark.parametrize("method", RPCS, ids=IDS)
 def test_change_takes_a_request_id_listing_pages_and_watch_goes_on(method: MethodDescriptor) -> None:
     rpc, request, response = access.describe(method), method.input_type, method.output_type
-    if rpc.http_method in ("POST", "PUT", "PATCH", "DELETE"):
+    if rpc.http_method in ("POST", "PUT", "PATCH", "DELETE") and method.name not in ASKS_BY_POST:
         assert "request_id" in request.fields_by_name
-    if method.name.startswith("List") and method.name != "ListMetrics":
+    if method.name.startswith("List") and method.name not in WHOLE_LISTS:
         assert {"page_size", "page_token"} <= set(request.fields_by_name)
         assert "next_page_token" in response.fields_by_name
     if method.name.startswith(("Watch", "Tail")):
@@ -62,7 +68,7 @@ def servicers() -> dict[str, list[type[Any]]]:
     found: dict[str, list[type[Any]]] = {}
     for name in SERVERS:
         package = importlib.import_module(name)
-        for module in pkgutil.iter_modules(package.__path__, f"{name}."):
+        for module in pkgutil.walk_packages(package.__path__, f"{name}."):
             for _, cls in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
                 for base in cls.__bases__:
                     if cls.__module__ == module.name and base.__name__.endswith("Servicer"):

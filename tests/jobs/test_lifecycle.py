@@ -38,6 +38,24 @@ async def restart(jobs: Jobs, job: jobs_pb2.Job, epoch: int, node: str = "n1") -
     await jobs.report(job, epoch, node=node, state="ATTEMPT_STATE_RUNNING")
 
 
+async def test_a_checkpoint_asked_for_comes_with_each_answer_too(jobs: Jobs) -> None:
+    await jobs.join()
+    job = await jobs.running()
+    assert (await jobs.report(job)).checkpoint_request == 0
+    await jobs.verb("CheckpointJob", job, request_id="one")
+    await jobs.verb("CheckpointJob", job, request_id="one")
+    assert (await jobs.command("checkpoint")).checkpoint.request == 1
+    assert (await jobs.report(job)).checkpoint_request == 1, "the bus may have lost the command"
+    await jobs.verb("CheckpointJob", job, request_id="two")
+    assert (await jobs.report(job)).checkpoint_request == 2
+
+
+@pytest.mark.parametrize("labels", [{"": "x"}, {"a b": "x"}, {"k" * 64: "x"}, {"team": "x" * 257}])
+async def test_labels_have_limits(jobs: Jobs, labels: dict[str, str]) -> None:
+    error = await refused(jobs.submit(labels=labels), "FIELD_INVALID")
+    assert error.field == "spec.labels" or error.field.startswith("spec.labels[")
+
+
 async def test_a_paused_job_rests_with_its_checkpoint_and_goes_on_from_there(jobs: Jobs) -> None:
     await jobs.join()
     job = await jobs.running()

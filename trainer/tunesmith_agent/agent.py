@@ -4,7 +4,6 @@ import asyncio
 import logging
 import platform as machine
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +16,16 @@ from tunesmith.api.nodes.v1 import events_pb2, nodes_pb2, nodes_pb2_grpc
 from tunesmith.errors import InvalidArgument, TunesmithError
 from tunesmith_agent.attempt import Attempt, Tools
 from tunesmith_agent.endings import declined, no_folder, no_inputs
-from tunesmith_agent.folder import CHECKPOINT, Notes, RunFolder, find_runs
+from tunesmith_agent.folder import Notes, RunFolder, find_runs
 from tunesmith_agent.gpus import Gpus
 from tunesmith_agent.reporter import Fenced
+from tunesmith_agent.telemetry import Running, Sampler
 from tunesmith_kit import subjects
 from tunesmith_kit.bus import Bus
 from tunesmith_kit.consumer import Delivery
 from tunesmith_kit.tasks import Tasks
-from tunesmith_kit.telemetry import METRICS
 
 log = logging.getLogger(__name__)
-_SAMPLE_SECONDS = 2.0
 _KEPT_RUNS = 20  # closed run folders, for people who look
 
 
@@ -53,8 +51,10 @@ class Agent:
         metadata: tuple[tuple[str, str], ...],
         tools: Tools,
         gpus: Gpus,
+        sampler: Sampler,
     ) -> None:
         self._facts, self._runs, self._bus, self._tools, self._gpus = facts, runs, bus, tools, gpus
+        self._sampler = sampler
         self._stub, self._metadata = stub, metadata
         self._attempts: dict[str, Attempt] = {}  # by job id: the newest epoch this node knows
         self._tasks = Tasks()
@@ -80,11 +80,12 @@ class Agent:
             self._hear,
             filter_subjects=[subjects.any_command(self._facts.node_id)],
         )
-        self._tasks.spawn("sample", self._sample)
+        self._tasks.spawn("sample", lambda: self._sampler.run(self._running, self._backlog))
 
     async def stop(self) -> None:
         """Lets go. Trainers go on; the next agent adopts them."""
         await self._tasks.stop()
+        await self._sampler.stop()
         self._tools.standby.stop()
 
     async def _register(self) -> None:
@@ -139,7 +140,7 @@ class Agent:
             given = command.stop.HasField("deadline")
             known.stop(*([command.stop.deadline.ToTimedelta().total_seconds()] if given else []))
         else:
-            known.folder.command(CHECKPOINT)
+            known.checkpoint(command.checkpoint.request)
 
     async def _prepare(self, command: events_pb2.NodeCommand) -> None:
         """Fetches what a job will need here; its present attempt trains on elsewhere meanwhile."""
@@ -217,54 +218,12 @@ class Agent:
         running = {a.notes.job_id for a in self._attempts.values() if not a.notes.ended}
         self._tools.snapshots.tidy(running)
 
-    async def _sample(self) -> None:
-        """Measures the node every 2 s: a heartbeat, and series beside the curves of each running job."""
-        psutil.cpu_percent()
-        while True:
-            await asyncio.sleep(_SAMPLE_SECONDS)
-            self._give_memory_back()  # a job that failed for good may have been the last one here
-            beat = self._measure()
-            await self._bus.publish_core(subjects.heartbeat(self._facts.node_id), beat.SerializeToString())
-            for attempt in list(self._attempts.values()):
-                if not attempt.notes.ended:
-                    await attempt.shippers[0].send_node_series(
-                        int(time.time() - attempt.began), _series(beat)
-                    )
+    def _running(self) -> dict[str, Running]:
+        self._give_memory_back()  # a job that failed for good may have been the last one here
+        return {job_id: each for job_id, each in self._attempts.items() if not each.notes.ended}
 
-    def _measure(self) -> events_pb2.NodeHeartbeat:
-        backlog = sum(a.backlog_bytes() for a in self._attempts.values() if not a.notes.closed)
-        METRICS.spool_backlog.set(backlog)
-        beat = events_pb2.NodeHeartbeat(
-            node_id=self._facts.node_id,
-            cpu_percent=psutil.cpu_percent(),
-            memory_used_bytes=psutil.virtual_memory().used,
-            disk_free_bytes=psutil.disk_usage(str(self._runs)).free,
-            gpus=self._gpus.sample(),
-            spool_backlog_bytes=backlog,
-        )
-        beat.time.GetCurrentTime()
-        METRICS.cpu_percent.set(beat.cpu_percent)
-        METRICS.memory_used.set(beat.memory_used_bytes)
-        METRICS.disk_free.set(beat.disk_free_bytes)
-        for gpu in beat.gpus:
-            METRICS.gpu_utilization.labels(gpu=gpu.index).set(gpu.utilization_percent)
-            METRICS.gpu_memory_used.labels(gpu=gpu.index).set(gpu.memory_used_bytes)
-        return beat
-
-
-def _series(beat: events_pb2.NodeHeartbeat) -> dict[str, float]:
-    values = {
-        "system/cpu_percent": beat.cpu_percent,
-        "system/memory_used_bytes": float(beat.memory_used_bytes),
-        "system/disk_free_bytes": float(beat.disk_free_bytes),
-    }
-    for gpu in beat.gpus:
-        prefix = f"system/gpu_{gpu.index}"
-        values[f"{prefix}/utilization_percent"] = gpu.utilization_percent
-        values[f"{prefix}/memory_used_bytes"] = float(gpu.memory_used_bytes)
-        values[f"{prefix}/power_watts"] = gpu.power_watts
-        values[f"{prefix}/temperature_celsius"] = gpu.temperature_celsius
-    return values
+    def _backlog(self) -> int:
+        return sum(a.backlog_bytes() for a in self._attempts.values() if not a.notes.closed)
 
 
 def default_node_id() -> str:

@@ -19,7 +19,7 @@ from tunesmith.api.nodes.v1 import events_pb2, nodes_pb2
 from tunesmith.errors import TunesmithError
 from tunesmith_agent import ranks
 from tunesmith_agent.endings import Remains, died_early, end_of, infra, no_inputs, no_output
-from tunesmith_agent.folder import RUN, STOP, EventTail, Notes, RunFolder, local_ranks
+from tunesmith_agent.folder import CHECKPOINT, RUN, STOP, EventTail, Notes, RunFolder, local_ranks
 from tunesmith_agent.inputs import InputCache
 from tunesmith_agent.memory import num_oom_kills
 from tunesmith_agent.process import ForkServer
@@ -101,6 +101,13 @@ class Attempt:
             self.folder.command(STOP)
         self._stop_deadline = min(self._stop_deadline, time.monotonic() + seconds)
 
+    def checkpoint(self, request: int) -> None:
+        """Asks for a checkpoint, once for each request."""
+        if request > self.notes.checkpoint_request and self._leads:
+            self.folder.command(CHECKPOINT)
+            self.notes.checkpoint_request = request
+            self.folder.save(self.notes)
+
     def kill(self) -> None:
         """Ends the processes at once."""
         if not self.notes.told_to_kill:
@@ -149,6 +156,14 @@ class Attempt:
                 await shipper.stop()
         self.notes.closed = True
         self.folder.save(self.notes)
+
+    def process_groups(self) -> list[int]:
+        """Returns the ids of the process groups of its ranks here."""
+        return [rank.pid for rank in self._group.ranks]
+
+    async def send_node_series(self, step: int, values: dict[str, float]) -> None:
+        """Puts a sample of the node beside the curves; `step` is seconds since the attempt began here."""
+        await self.shippers[0].send_node_series(step, values)
 
     def backlog_bytes(self) -> int:
         """Returns the bytes not yet known to be stored."""
@@ -399,6 +414,7 @@ class Attempt:
         if answer is None:
             return
         # A command may have been lost with the bus: what is wanted comes with every answer too.
+        self.checkpoint(answer.checkpoint_request)
         if answer.desired == state_pb2.DESIRED_KILL:
             self.kill()
         elif answer.desired in (state_pb2.DESIRED_CANCEL, state_pb2.DESIRED_PAUSE):

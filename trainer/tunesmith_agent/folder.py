@@ -30,6 +30,7 @@ class Notes:
     started: bool = False
     told_to_stop: bool = False
     told_to_kill: bool = False
+    checkpoint_request: int = 0  # the last of the checkpoints asked for that the trainer was told of
     stalled: bool = False  # the agent killed it because nothing moved
     events_segment: int = 1
     events_offset: int = 0

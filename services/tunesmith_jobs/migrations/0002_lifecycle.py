@@ -49,6 +49,7 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("trained_seconds", sa.Float(), nullable=False, server_default="0"))
         batch_op.add_column(sa.Column("wanted", sa.Integer(), nullable=False, server_default="0"))
         batch_op.add_column(sa.Column("stop_time", sa.DateTime(timezone=True), nullable=True))
+        batch_op.add_column(sa.Column("checkpoint_request", sa.Integer(), nullable=False, server_default="0"))
         batch_op.add_column(sa.Column("held_for", sa.String(length=26), nullable=False, server_default=""))
         batch_op.add_column(sa.Column("members", sa.String(length=65536), nullable=False, server_default=""))
         batch_op.add_column(sa.Column("places", sa.JSON(), nullable=False, server_default="[]"))

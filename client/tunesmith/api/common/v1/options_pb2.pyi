@@ -77,6 +77,7 @@ class Limits(_message.Message):
     MAX_ITEMS_FIELD_NUMBER: _builtins.int
     REMEDY_FIELD_NUMBER: _builtins.int
     PARTIAL_FIELD_NUMBER: _builtins.int
+    KEY_PATTERN_FIELD_NUMBER: _builtins.int
     required: _builtins.bool
     """The field must be set: non-empty text, a present message, at least one element."""
     min: _builtins.float
@@ -90,13 +91,15 @@ class Limits(_message.Message):
     pattern: _builtins.str
     """Regular expression that the whole text must match (RE2 syntax)."""
     max_length: _builtins.int
-    """Longest accepted text, in characters."""
+    """Longest accepted text, in characters; of a map the longest accepted value."""
     max_items: _builtins.int
     """Largest accepted number of elements of a repeated field or map."""
     remedy: _builtins.str
     """What the user should do when the limit is broken, as a sentence."""
     partial: _builtins.bool
     """The message holds edits: what is required in it otherwise may be left out."""
+    key_pattern: _builtins.str
+    """Regular expression that every key of a map must match (RE2 syntax)."""
     def __init__(
         self,
         *,
@@ -110,10 +113,11 @@ class Limits(_message.Message):
         max_items: _builtins.int = ...,
         remedy: _builtins.str = ...,
         partial: _builtins.bool = ...,
+        key_pattern: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_above", b"_above", "_below", b"_below", "_max", b"_max", "_min", b"_min", "above", b"above", "below", b"below", "max", b"max", "min", b"min"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_above", b"_above", "_below", b"_below", "_max", b"_max", "_min", b"_min", "above", b"above", "below", b"below", "max", b"max", "max_items", b"max_items", "max_length", b"max_length", "min", b"min", "partial", b"partial", "pattern", b"pattern", "remedy", b"remedy", "required", b"required"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_above", b"_above", "_below", b"_below", "_max", b"_max", "_min", b"_min", "above", b"above", "below", b"below", "key_pattern", b"key_pattern", "max", b"max", "max_items", b"max_items", "max_length", b"max_length", "min", b"min", "partial", b"partial", "pattern", b"pattern", "remedy", b"remedy", "required", b"required"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__above: _TypeAlias = _typing.Literal["above"]  # noqa: Y015
     _WhichOneofArgType__above: _TypeAlias = _typing.Literal["_above", b"_above"]  # noqa: Y015

@@ -1274,7 +1274,7 @@ class QueryNodeSeriesResponse(_message.Message):
     """Seconds between points at the finest place of the answer: 1, 60 or 3600."""
     @_builtins.property
     def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___Series]:
-        """Curves by key; steps are Unix times in seconds."""
+        """Curves by key; steps are Unix times in seconds. Of a bucket the value is the mean of its points."""
 
     def __init__(
         self,
@@ -1420,8 +1420,11 @@ class SetMetricsPolicyRequest(_message.Message):
 
     PARENT_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`projects/{project}`."""
+    request_id: _builtins.str
+    """Makes a repeated request act once."""
     @_builtins.property
     def policy(self) -> Global___MetricsPolicy:
         """What is to count."""
@@ -1431,10 +1434,11 @@ class SetMetricsPolicyRequest(_message.Message):
         *,
         parent: _builtins.str = ...,
         policy: Global___MetricsPolicy | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "policy", b"policy", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1922,19 +1926,23 @@ class ListErrorLinesRequest(_message.Message):
 
     PARENT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`projects/{project}/jobs/{job}`, with the job's id."""
     page_size: _builtins.int
     """Most lines. Default 20, at most 200."""
+    page_token: _builtins.str
+    """`next_page_token` of the previous page."""
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1948,8 +1956,11 @@ class ListErrorLinesResponse(_message.Message):
 
     LINES_FIELD_NUMBER: _builtins.int
     TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     total_size: _builtins.int
     """Error lines in all."""
+    next_page_token: _builtins.str
+    """Token of the next page. Empty: this was the last."""
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___ErrorLine]:
         """Lines, the one that came last first."""
@@ -1959,10 +1970,11 @@ class ListErrorLinesResponse(_message.Message):
         *,
         lines: _abc.Iterable[Global___ErrorLine] | None = ...,
         total_size: _builtins.int = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "total_size", b"total_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "next_page_token", b"next_page_token", "total_size", b"total_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -344,12 +344,19 @@ class CheckpointAttempt(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    REQUEST_FIELD_NUMBER: _builtins.int
+    request: _builtins.int
+    """How many checkpoints were asked for in this attempt, this one included: a request heard twice
+    acts once.
+    """
     def __init__(
         self,
+        *,
+        request: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,7 +29,7 @@ from tunesmith.api.common.v1 import options_pb2 as tunesmith_dot_api_dot_common_
 from tunesmith.api.jobs.v1 import state_pb2 as tunesmith_dot_api_dot_jobs_dot_v1_dot_state__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tunesmith/api/nodes/v1/nodes.proto\x12\x16tunesmith.api.nodes.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$tunesmith/api/common/v1/common.proto\x1a%tunesmith/api/common/v1/options.proto\x1a!tunesmith/api/jobs/v1/state.proto\"\xa1\x04\n\x13RegisterNodeRequest\x12\x7f\n\x07node_id\x18\x01 \x01(\tBn\xb2\xbb\x18j\x08\x01\x32\x19[a-z0-9]([a-z0-9-]{0,62})JKuse 1 to 63 lower-case letters, digits and dashes; set TUNESMITH_AGENT_NODE\x12O\n\x06labels\x18\x02 \x03(\x0b\x32\x37.tunesmith.api.nodes.v1.RegisterNodeRequest.LabelsEntryB\x06\xb2\xbb\x18\x02@@\x12>\n\x08\x63\x61pacity\x18\x03 \x01(\x0b\x32$.tunesmith.api.nodes.v1.NodeCapacityB\x06\xb2\xbb\x18\x02\x08\x01\x12\x15\n\ragent_version\x18\x04 \x01(\t\x12K\n\x08\x61ttempts\x18\x05 \x03(\x0b\x32\x39.tunesmith.api.nodes.v1.RegisterNodeRequest.AttemptsEntry\x12\x1a\n\nrequest_id\x18\x06 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\x12\x18\n\x07\x61\x64\x64ress\x18\x07 \x01(\tB\x07\xb2\xbb\x18\x03\x38\xfd\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a/\n\rAttemptsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x88\x01\n\x14RegisterNodeResponse\x12*\n\x04node\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.nodes.v1.Node\x12,\n\tlease_ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0estale_attempts\x18\x03 \x03(\t\"&\n\x0eGetNodeRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"=\n\x0fGetNodeResponse\x12*\n\x04node\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.nodes.v1.Node\"H\n\x10ListNodesRequest\x12 \n\tpage_size\x18\x01 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00@\x8f@\x12\x12\n\npage_token\x18\x02 \x01(\t\"k\n\x11ListNodesResponse\x12+\n\x05nodes\x18\x01 \x03(\x0b\x32\x1c.tunesmith.api.nodes.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"9\n\x11WatchNodesRequest\x12$\n\rfrom_revision\x18\x01 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\"S\n\x12WatchNodesResponse\x12+\n\x05nodes\x18\x01 \x03(\x0b\x32\x1c.tunesmith.api.nodes.v1.Node\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\xc9\x03\n\x14ReportAttemptRequest\x12\x13\n\x03job\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1c\n\x05\x65poch\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t!\x00\x00\x00\x00\x00\x00\x00\x00\x12\x14\n\x04node\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x32\n\x05state\x18\x04 \x01(\x0e\x32#.tunesmith.api.jobs.v1.AttemptState\x12/\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.Failure\x12\x31\n\x08progress\x18\x06 \x01(\x0b\x32\x1f.tunesmith.api.jobs.v1.Progress\x12\x38\n\ncheckpoint\x18\x07 \x01(\x0b\x32$.tunesmith.api.jobs.v1.CheckpointRef\x12.\n\x07samples\x18\x08 \x03(\x0b\x32\x1d.tunesmith.api.jobs.v1.Sample\x12\x15\n\routput_digest\x18\t \x01(\t\x12\x19\n\x0cresumed_step\x18\n \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x0cresumed_from\x18\x0b \x01(\t\x12\r\n\x05\x64rift\x18\x0c \x03(\tB\x0f\n\r_resumed_step\"z\n\x15ReportAttemptResponse\x12/\n\x07\x64\x65sired\x18\x01 \x01(\x0e\x32\x1e.tunesmith.api.jobs.v1.Desired\x12\x30\n\rstop_deadline\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x91\x01\n\x15ReportPreparedRequest\x12\x13\n\x03job\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1c\n\x05\x65poch\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t!\x00\x00\x00\x00\x00\x00\x00\x00\x12\x14\n\x04node\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12/\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.Failure\"\x18\n\x16ReportPreparedResponse\"^\n\x11\x43ordonNodeRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xb2\xbb\x18\x03\x38\xe8\x07\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"@\n\x12\x43ordonNodeResponse\x12*\n\x04node\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.nodes.v1.Node\"G\n\x13UncordonNodeRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1a\n\nrequest_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"B\n\x14UncordonNodeResponse\x12*\n\x04node\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.nodes.v1.Node\"]\n\x10\x44rainNodeRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xb2\xbb\x18\x03\x38\xe8\x07\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"?\n\x11\x44rainNodeResponse\x12*\n\x04node\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.nodes.v1.Node\"\xdc\x03\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x38\n\x06labels\x18\x03 \x03(\x0b\x32(.tunesmith.api.nodes.v1.Node.LabelsEntry\x12\x36\n\x08\x63\x61pacity\x18\x04 \x01(\x0b\x32$.tunesmith.api.nodes.v1.NodeCapacity\x12\x30\n\x05state\x18\x05 \x01(\x0e\x32!.tunesmith.api.nodes.v1.NodeState\x12\x36\n\nconditions\x18\x06 \x03(\x0b\x32\".tunesmith.api.common.v1.Condition\x12\x0c\n\x04jobs\x18\x07 \x03(\t\x12\x15\n\ragent_version\x18\x08 \x01(\t\x12\x10\n\x08revision\x18\t \x01(\x03\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rregister_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61\x64\x64ress\x18\x0c \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x96\x01\n\x0cNodeCapacity\x12\x1c\n\x05slots\x18\x01 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00\x00\x90@\x12\x31\n\x04gpus\x18\x02 \x03(\x0b\x32\x1b.tunesmith.api.nodes.v1.GpuB\x06\xb2\xbb\x18\x02@@\x12\x10\n\x08num_cpus\x18\x03 \x01(\r\x12#\n\x0cmemory_bytes\x18\x04 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\"G\n\x03Gpu\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04uuid\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03*\x84\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_STATE_READY\x10\x01\x12\x13\n\x0fNODE_STATE_LOST\x10\x02\x12\x17\n\x13NODE_STATE_CORDONED\x10\x03\x12\x17\n\x13NODE_STATE_DRAINING\x10\x04\x32\xf4\t\n\x0bNodeService\x12}\n\x0cRegisterNode\x12+.tunesmith.api.nodes.v1.RegisterNodeRequest\x1a,.tunesmith.api.nodes.v1.RegisterNodeResponse\"\x12\xaa\xbb\x18\x0e\n\x0cnodes.report\x12\x81\x01\n\x07GetNode\x12&.tunesmith.api.nodes.v1.GetNodeRequest\x1a\'.tunesmith.api.nodes.v1.GetNodeResponse\"%\xaa\xbb\x18!\n\nnodes.read\x12\x03GET\x1a\x0e{name=nodes/*}\x12~\n\tListNodes\x12(.tunesmith.api.nodes.v1.ListNodesRequest\x1a).tunesmith.api.nodes.v1.ListNodesResponse\"\x1c\xaa\xbb\x18\x18\n\nnodes.read\x12\x03GET\x1a\x05nodes\x12\x89\x01\n\nWatchNodes\x12).tunesmith.api.nodes.v1.WatchNodesRequest\x1a*.tunesmith.api.nodes.v1.WatchNodesResponse\"\"\xaa\xbb\x18\x1e\n\nnodes.read\x12\x03GET\x1a\x0bnodes:watch0\x01\x12\x80\x01\n\rReportAttempt\x12,.tunesmith.api.nodes.v1.ReportAttemptRequest\x1a-.tunesmith.api.nodes.v1.ReportAttemptResponse\"\x12\xaa\xbb\x18\x0e\n\x0cnodes.report\x12\x83\x01\n\x0eReportPrepared\x12-.tunesmith.api.nodes.v1.ReportPreparedRequest\x1a..tunesmith.api.nodes.v1.ReportPreparedResponse\"\x12\xaa\xbb\x18\x0e\n\x0cnodes.report\x12\x96\x01\n\nCordonNode\x12).tunesmith.api.nodes.v1.CordonNodeRequest\x1a*.tunesmith.api.nodes.v1.CordonNodeResponse\"1\xaa\xbb\x18-\n\x0bnodes.write\x12\x04POST\x1a\x15{name=nodes/*}:cordon\"\x01*\x12\x9e\x01\n\x0cUncordonNode\x12+.tunesmith.api.nodes.v1.UncordonNodeRequest\x1a,.tunesmith.api.nodes.v1.UncordonNodeResponse\"3\xaa\xbb\x18/\n\x0bnodes.write\x12\x04POST\x1a\x17{name=nodes/*}:uncordon\"\x01*\x12\x92\x01\n\tDrainNode\x12(.tunesmith.api.nodes.v1.DrainNodeRequest\x1a).tunesmith.api.nodes.v1.DrainNodeResponse\"0\xaa\xbb\x18,\n\x0bnodes.write\x12\x04POST\x1a\x14{name=nodes/*}:drain\"\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tunesmith/api/nodes/v1/nodes.proto\x12\x16tunesmith.api.nodes.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$tunesmith/api/common/v1/common.proto\x1a%tunesmith/api/common/v1/options.proto\x1a!tunesmith/api/jobs/v1/state.proto\"\xc1\x05\n\x13RegisterNodeRequest\x12\x7f\n\x07node_id\x18\x01 \x01(\tBn\xb2\xbb\x18j\x08\x01\x32\x19[a-z0-9]([a-z0-9-]{0,62})JKuse 1 to 63 lower-case letters, digits and dashes; set TUNESMITH_AGENT_NODE\x12\xee\x01\n\x06labels\x18\x02 \x03(\x0b\x32\x37.tunesmith.api.nodes.v1.RegisterNodeRequest.LabelsEntryB\xa4\x01\xb2\xbb\x18\x9f\x01\x38\x80\x02@@Jha key has 1 to 63 letters, digits, dots, dashes, underscores and slashes, a value at most 256 charactersZ.[a-zA-Z0-9]([a-zA-Z0-9._/-]{0,61}[a-zA-Z0-9])?\x12>\n\x08\x63\x61pacity\x18\x03 \x01(\x0b\x32$.tunesmith.api.nodes.v1.NodeCapacityB\x06\xb2\xbb\x18\x02\x08\x01\x12\x15\n\ragent_version\x18\x04 \x01(\t\x12K\n\x08\x61ttempts\x18\x05 \x03(\x0b\x32\x39.tunesmith.api.nodes.v1.RegisterNodeRequest.AttemptsEntry\x12\x1a\n\nrequest_id\x18\x06 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\x12\x18\n\x07\x61\x64\x64ress\x18\x07 \x01(\tB\x07\xb2\xbb\x18\x03\x38\xfd\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a/\n\rAttemptsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x88\x01\n\x14RegisterNodeResponse\x12*\n\x04node\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.nodes.v1.Node\x12,\n\tlease_ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0estale_attempts\x18\x03 \x03(\t\"&\n\x0eGetNodeRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"=\n\x0fGetNodeResponse\x12*\n\x04node\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.nodes.v1.Node\"H\n\x10ListNodesRequest\x12 \n\tpage_size\x18\x01 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00@\x8f@\x12\x12\n\npage_token\x18\x02 \x01(\t\"k\n\x11ListNodesResponse\x12+\n\x05nodes\x18\x01 \x03(\x0b\x32\x1c.tunesmith.api.nodes.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"9\n\x11WatchNodesRequest\x12$\n\rfrom_revision\x18\x01 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\"S\n\x12WatchNodesResponse\x12+\n\x05nodes\x18\x01 \x03(\x0b\x32\x1c.tunesmith.api.nodes.v1.Node\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\xc9\x03\n\x14ReportAttemptRequest\x12\x13\n\x03job\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1c\n\x05\x65poch\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t!\x00\x00\x00\x00\x00\x00\x00\x00\x12\x14\n\x04node\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x32\n\x05state\x18\x04 \x01(\x0e\x32#.tunesmith.api.jobs.v1.AttemptState\x12/\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.Failure\x12\x31\n\x08progress\x18\x06 \x01(\x0b\x32\x1f.tunesmith.api.jobs.v1.Progress\x12\x38\n\ncheckpoint\x18\x07 \x01(\x0b\x32$.tunesmith.api.jobs.v1.CheckpointRef\x12.\n\x07samples\x18\x08 \x03(\x0b\x32\x1d.tunesmith.api.jobs.v1.Sample\x12\x15\n\routput_digest\x18\t \x01(\t\x12\x19\n\x0cresumed_step\x18\n \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x0cresumed_from\x18\x0b \x01(\t\x12\r\n\x05\x64rift\x18\x0c \x03(\tB\x0f\n\r_resumed_step\"\x96\x01\n\x15ReportAttemptResponse\x12/\n\x07\x64\x65sired\x18\x01 \x01(\x0e\x32\x1e.tunesmith.api.jobs.v1.Desired\x12\x30\n\rstop_deadline\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12\x63heckpoint_request\x18\x03 \x01(\x03\"\x91\x01\n\x15ReportPreparedRequest\x12\x13\n\x03job\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1c\n\x05\x65poch\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t!\x00\x00\x00\x00\x00\x00\x00\x00\x12\x14\n\x04node\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12/\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.Failure\"\x18\n\x16ReportPreparedResponse\"^\n\x11\x43ordonNodeRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xb2\xbb\x18\x03\x38\xe8\x07\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"@\n\x12\x43ordonNodeResponse\x12*\n\x04node\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.nodes.v1.Node\"G\n\x13UncordonNodeRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1a\n\nrequest_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"B\n\x14UncordonNodeResponse\x12*\n\x04node\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.nodes.v1.Node\"]\n\x10\x44rainNodeRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xb2\xbb\x18\x03\x38\xe8\x07\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"?\n\x11\x44rainNodeResponse\x12*\n\x04node\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.nodes.v1.Node\"\xdc\x03\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x38\n\x06labels\x18\x03 \x03(\x0b\x32(.tunesmith.api.nodes.v1.Node.LabelsEntry\x12\x36\n\x08\x63\x61pacity\x18\x04 \x01(\x0b\x32$.tunesmith.api.nodes.v1.NodeCapacity\x12\x30\n\x05state\x18\x05 \x01(\x0e\x32!.tunesmith.api.nodes.v1.NodeState\x12\x36\n\nconditions\x18\x06 \x03(\x0b\x32\".tunesmith.api.common.v1.Condition\x12\x0c\n\x04jobs\x18\x07 \x03(\t\x12\x15\n\ragent_version\x18\x08 \x01(\t\x12\x10\n\x08revision\x18\t \x01(\x03\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rregister_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61\x64\x64ress\x18\x0c \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x96\x01\n\x0cNodeCapacity\x12\x1c\n\x05slots\x18\x01 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00\x00\x90@\x12\x31\n\x04gpus\x18\x02 \x03(\x0b\x32\x1b.tunesmith.api.nodes.v1.GpuB\x06\xb2\xbb\x18\x02@@\x12\x10\n\x08num_cpus\x18\x03 \x01(\r\x12#\n\x0cmemory_bytes\x18\x04 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\"G\n\x03Gpu\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04uuid\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03*\x84\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_STATE_READY\x10\x01\x12\x13\n\x0fNODE_STATE_LOST\x10\x02\x12\x17\n\x13NODE_STATE_CORDONED\x10\x03\x12\x17\n\x13NODE_STATE_DRAINING\x10\x04\x32\xf4\t\n\x0bNodeService\x12}\n\x0cRegisterNode\x12+.tunesmith.api.nodes.v1.RegisterNodeRequest\x1a,.tunesmith.api.nodes.v1.RegisterNodeResponse\"\x12\xaa\xbb\x18\x0e\n\x0cnodes.report\x12\x81\x01\n\x07GetNode\x12&.tunesmith.api.nodes.v1.GetNodeRequest\x1a\'.tunesmith.api.nodes.v1.GetNodeResponse\"%\xaa\xbb\x18!\n\nnodes.read\x12\x03GET\x1a\x0e{name=nodes/*}\x12~\n\tListNodes\x12(.tunesmith.api.nodes.v1.ListNodesRequest\x1a).tunesmith.api.nodes.v1.ListNodesResponse\"\x1c\xaa\xbb\x18\x18\n\nnodes.read\x12\x03GET\x1a\x05nodes\x12\x89\x01\n\nWatchNodes\x12).tunesmith.api.nodes.v1.WatchNodesRequest\x1a*.tunesmith.api.nodes.v1.WatchNodesResponse\"\"\xaa\xbb\x18\x1e\n\nnodes.read\x12\x03GET\x1a\x0bnodes:watch0\x01\x12\x80\x01\n\rReportAttempt\x12,.tunesmith.api.nodes.v1.ReportAttemptRequest\x1a-.tunesmith.api.nodes.v1.ReportAttemptResponse\"\x12\xaa\xbb\x18\x0e\n\x0cnodes.report\x12\x83\x01\n\x0eReportPrepared\x12-.tunesmith.api.nodes.v1.ReportPreparedRequest\x1a..tunesmith.api.nodes.v1.ReportPreparedResponse\"\x12\xaa\xbb\x18\x0e\n\x0cnodes.report\x12\x96\x01\n\nCordonNode\x12).tunesmith.api.nodes.v1.CordonNodeRequest\x1a*.tunesmith.api.nodes.v1.CordonNodeResponse\"1\xaa\xbb\x18-\n\x0bnodes.write\x12\x04POST\x1a\x15{name=nodes/*}:cordon\"\x01*\x12\x9e\x01\n\x0cUncordonNode\x12+.tunesmith.api.nodes.v1.UncordonNodeRequest\x1a,.tunesmith.api.nodes.v1.UncordonNodeResponse\"3\xaa\xbb\x18/\n\x0bnodes.write\x12\x04POST\x1a\x17{name=nodes/*}:uncordon\"\x01*\x12\x92\x01\n\tDrainNode\x12(.tunesmith.api.nodes.v1.DrainNodeRequest\x1a).tunesmith.api.nodes.v1.DrainNodeResponse\"0\xaa\xbb\x18,\n\x0bnodes.write\x12\x04POST\x1a\x14{name=nodes/*}:drain\"\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,7 +43,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERNODEREQUEST'].fields_by_name['node_id']._loaded_options = None
   _globals['_REGISTERNODEREQUEST'].fields_by_name['node_id']._serialized_options = b'\262\273\030j\010\0012\031[a-z0-9]([a-z0-9-]{0,62})JKuse 1 to 63 lower-case letters, digits and dashes; set TUNESMITH_AGENT_NODE'
   _globals['_REGISTERNODEREQUEST'].fields_by_name['labels']._loaded_options = None
-  _globals['_REGISTERNODEREQUEST'].fields_by_name['labels']._serialized_options = b'\262\273\030\002@@'
+  _globals['_REGISTERNODEREQUEST'].fields_by_name['labels']._serialized_options = b'\262\273\030\237\0018\200\002@@Jha key has 1 to 63 letters, digits, dots, dashes, underscores and slashes, a value at most 256 charactersZ.[a-zA-Z0-9]([a-zA-Z0-9._/-]{0,61}[a-zA-Z0-9])?'
   _globals['_REGISTERNODEREQUEST'].fields_by_name['capacity']._loaded_options = None
   _globals['_REGISTERNODEREQUEST'].fields_by_name['capacity']._serialized_options = b'\262\273\030\002\010\001'
   _globals['_REGISTERNODEREQUEST'].fields_by_name['request_id']._loaded_options = None
@@ -110,56 +110,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODESERVICE'].methods_by_name['UncordonNode']._serialized_options = b'\252\273\030/\n\013nodes.write\022\004POST\032\027{name=nodes/*}:uncordon\"\001*'
   _globals['_NODESERVICE'].methods_by_name['DrainNode']._loaded_options = None
   _globals['_NODESERVICE'].methods_by_name['DrainNode']._serialized_options = b'\252\273\030,\n\013nodes.write\022\004POST\032\024{name=nodes/*}:drain\"\001*'
-  _globals['_NODESTATE']._serialized_start=3283
-  _globals['_NODESTATE']._serialized_end=3415
+  _globals['_NODESTATE']._serialized_start=3472
+  _globals['_NODESTATE']._serialized_end=3604
   _globals['_REGISTERNODEREQUEST']._serialized_start=240
-  _globals['_REGISTERNODEREQUEST']._serialized_end=785
-  _globals['_REGISTERNODEREQUEST_LABELSENTRY']._serialized_start=691
-  _globals['_REGISTERNODEREQUEST_LABELSENTRY']._serialized_end=736
-  _globals['_REGISTERNODEREQUEST_ATTEMPTSENTRY']._serialized_start=738
-  _globals['_REGISTERNODEREQUEST_ATTEMPTSENTRY']._serialized_end=785
-  _globals['_REGISTERNODERESPONSE']._serialized_start=788
-  _globals['_REGISTERNODERESPONSE']._serialized_end=924
-  _globals['_GETNODEREQUEST']._serialized_start=926
-  _globals['_GETNODEREQUEST']._serialized_end=964
-  _globals['_GETNODERESPONSE']._serialized_start=966
-  _globals['_GETNODERESPONSE']._serialized_end=1027
-  _globals['_LISTNODESREQUEST']._serialized_start=1029
-  _globals['_LISTNODESREQUEST']._serialized_end=1101
-  _globals['_LISTNODESRESPONSE']._serialized_start=1103
-  _globals['_LISTNODESRESPONSE']._serialized_end=1210
-  _globals['_WATCHNODESREQUEST']._serialized_start=1212
-  _globals['_WATCHNODESREQUEST']._serialized_end=1269
-  _globals['_WATCHNODESRESPONSE']._serialized_start=1271
-  _globals['_WATCHNODESRESPONSE']._serialized_end=1354
-  _globals['_REPORTATTEMPTREQUEST']._serialized_start=1357
-  _globals['_REPORTATTEMPTREQUEST']._serialized_end=1814
-  _globals['_REPORTATTEMPTRESPONSE']._serialized_start=1816
-  _globals['_REPORTATTEMPTRESPONSE']._serialized_end=1938
-  _globals['_REPORTPREPAREDREQUEST']._serialized_start=1941
-  _globals['_REPORTPREPAREDREQUEST']._serialized_end=2086
-  _globals['_REPORTPREPAREDRESPONSE']._serialized_start=2088
-  _globals['_REPORTPREPAREDRESPONSE']._serialized_end=2112
-  _globals['_CORDONNODEREQUEST']._serialized_start=2114
-  _globals['_CORDONNODEREQUEST']._serialized_end=2208
-  _globals['_CORDONNODERESPONSE']._serialized_start=2210
-  _globals['_CORDONNODERESPONSE']._serialized_end=2274
-  _globals['_UNCORDONNODEREQUEST']._serialized_start=2276
-  _globals['_UNCORDONNODEREQUEST']._serialized_end=2347
-  _globals['_UNCORDONNODERESPONSE']._serialized_start=2349
-  _globals['_UNCORDONNODERESPONSE']._serialized_end=2415
-  _globals['_DRAINNODEREQUEST']._serialized_start=2417
-  _globals['_DRAINNODEREQUEST']._serialized_end=2510
-  _globals['_DRAINNODERESPONSE']._serialized_start=2512
-  _globals['_DRAINNODERESPONSE']._serialized_end=2575
-  _globals['_NODE']._serialized_start=2578
-  _globals['_NODE']._serialized_end=3054
-  _globals['_NODE_LABELSENTRY']._serialized_start=691
-  _globals['_NODE_LABELSENTRY']._serialized_end=736
-  _globals['_NODECAPACITY']._serialized_start=3057
-  _globals['_NODECAPACITY']._serialized_end=3207
-  _globals['_GPU']._serialized_start=3209
-  _globals['_GPU']._serialized_end=3280
-  _globals['_NODESERVICE']._serialized_start=3418
-  _globals['_NODESERVICE']._serialized_end=4686
+  _globals['_REGISTERNODEREQUEST']._serialized_end=945
+  _globals['_REGISTERNODEREQUEST_LABELSENTRY']._serialized_start=851
+  _globals['_REGISTERNODEREQUEST_LABELSENTRY']._serialized_end=896
+  _globals['_REGISTERNODEREQUEST_ATTEMPTSENTRY']._serialized_start=898
+  _globals['_REGISTERNODEREQUEST_ATTEMPTSENTRY']._serialized_end=945
+  _globals['_REGISTERNODERESPONSE']._serialized_start=948
+  _globals['_REGISTERNODERESPONSE']._serialized_end=1084
+  _globals['_GETNODEREQUEST']._serialized_start=1086
+  _globals['_GETNODEREQUEST']._serialized_end=1124
+  _globals['_GETNODERESPONSE']._serialized_start=1126
+  _globals['_GETNODERESPONSE']._serialized_end=1187
+  _globals['_LISTNODESREQUEST']._serialized_start=1189
+  _globals['_LISTNODESREQUEST']._serialized_end=1261
+  _globals['_LISTNODESRESPONSE']._serialized_start=1263
+  _globals['_LISTNODESRESPONSE']._serialized_end=1370
+  _globals['_WATCHNODESREQUEST']._serialized_start=1372
+  _globals['_WATCHNODESREQUEST']._serialized_end=1429
+  _globals['_WATCHNODESRESPONSE']._serialized_start=1431
+  _globals['_WATCHNODESRESPONSE']._serialized_end=1514
+  _globals['_REPORTATTEMPTREQUEST']._serialized_start=1517
+  _globals['_REPORTATTEMPTREQUEST']._serialized_end=1974
+  _globals['_REPORTATTEMPTRESPONSE']._serialized_start=1977
+  _globals['_REPORTATTEMPTRESPONSE']._serialized_end=2127
+  _globals['_REPORTPREPAREDREQUEST']._serialized_start=2130
+  _globals['_REPORTPREPAREDREQUEST']._serialized_end=2275
+  _globals['_REPORTPREPAREDRESPONSE']._serialized_start=2277
+  _globals['_REPORTPREPAREDRESPONSE']._serialized_end=2301
+  _globals['_CORDONNODEREQUEST']._serialized_start=2303
+  _globals['_CORDONNODEREQUEST']._serialized_end=2397
+  _globals['_CORDONNODERESPONSE']._serialized_start=2399
+  _globals['_CORDONNODERESPONSE']._serialized_end=2463
+  _globals['_UNCORDONNODEREQUEST']._serialized_start=2465
+  _globals['_UNCORDONNODEREQUEST']._serialized_end=2536
+  _globals['_UNCORDONNODERESPONSE']._serialized_start=2538
+  _globals['_UNCORDONNODERESPONSE']._serialized_end=2604
+  _globals['_DRAINNODEREQUEST']._serialized_start=2606
+  _globals['_DRAINNODEREQUEST']._serialized_end=2699
+  _globals['_DRAINNODERESPONSE']._serialized_start=2701
+  _globals['_DRAINNODERESPONSE']._serialized_end=2764
+  _globals['_NODE']._serialized_start=2767
+  _globals['_NODE']._serialized_end=3243
+  _globals['_NODE_LABELSENTRY']._serialized_start=851
+  _globals['_NODE_LABELSENTRY']._serialized_end=896
+  _globals['_NODECAPACITY']._serialized_start=3246
+  _globals['_NODECAPACITY']._serialized_end=3396
+  _globals['_GPU']._serialized_start=3398
+  _globals['_GPU']._serialized_end=3469
+  _globals['_NODESERVICE']._serialized_start=3607
+  _globals['_NODESERVICE']._serialized_end=4875
 # @@protoc_insertion_point(module_scope)

@@ -427,10 +427,13 @@ class ReportAttemptResponse(_message.Message):
 
     DESIRED_FIELD_NUMBER: _builtins.int
     STOP_DEADLINE_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_REQUEST_FIELD_NUMBER: _builtins.int
     desired: _state_pb2.Desired.ValueType
     """What is wanted of the attempt now, so that a lost command is made good: PAUSE and CANCEL end it with
     a checkpoint, KILL at once.
     """
+    checkpoint_request: _builtins.int
+    """How many checkpoints were asked for in this attempt, so that a lost request is made good."""
     @_builtins.property
     def stop_deadline(self) -> _duration_pb2.Duration:
         """Longest time a graceful stop may take from now. Absent when none is wanted."""
@@ -440,10 +443,11 @@ class ReportAttemptResponse(_message.Message):
         *,
         desired: _state_pb2.Desired.ValueType = ...,
         stop_deadline: _duration_pb2.Duration | None = ...,
+        checkpoint_request: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["stop_deadline", b"stop_deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["desired", b"desired", "stop_deadline", b"stop_deadline"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_request", b"checkpoint_request", "desired", b"desired", "stop_deadline", b"stop_deadline"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
