@@ -109,6 +109,10 @@ chaos: setup ## a long campaign of faults: make chaos SEED=1 KILLS=200 DURATION=
 bench: setup ## figures of speed and size, with named rivals
 	$(PY) -m bench
 
+.PHONY: bench-metrics
+bench-metrics: setup ## the metric path beside MLflow, trackio and TensorBoard, which are installed apart (10 min)
+	$(PY) -m bench.metrics
+
 .PHONY: migration
 migration: ## write a migration: make migration SERVICE=jobs MESSAGE="why" NUMBER=0002
 	$(PY) -m tunesmith_kit.migrate $(SERVICE) "$(MESSAGE)" $(NUMBER)

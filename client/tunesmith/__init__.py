@@ -32,7 +32,8 @@ if TYPE_CHECKING:
         Violation,
     )
     from tunesmith.jobs import Job
-    from tunesmith.metrics import Series
+    from tunesmith.metrics import Curves, Series
+    from tunesmith.runs import Run, RunTable
 
     __version__: str
 
@@ -41,6 +42,7 @@ __all__ = [
     "AlreadyExists",
     "AsyncClient",
     "Client",
+    "Curves",
     "DeadlineExceeded",
     "FailedPrecondition",
     "Internal",
@@ -49,6 +51,8 @@ __all__ = [
     "NotFound",
     "PermissionDenied",
     "ResourceExhausted",
+    "Run",
+    "RunTable",
     "Series",
     "TunesmithError",
     "Unauthenticated",
@@ -61,7 +65,10 @@ __all__ = [
 _HOMES = {
     "AsyncClient": "tunesmith.client",
     "Client": "tunesmith.client",
+    "Curves": "tunesmith.metrics",
     "Job": "tunesmith.jobs",
+    "Run": "tunesmith.runs",
+    "RunTable": "tunesmith.runs",
     "Series": "tunesmith.metrics",
 }
 

@@ -6,6 +6,7 @@ import weakref
 from types import TracebackType
 from typing import Self
 
+from tunesmith.alerts import Alerts
 from tunesmith.connection import Connection
 from tunesmith.datasets import Datasets
 from tunesmith.faces import Async, Face, Handle, LoopThread, Sync
@@ -15,6 +16,7 @@ from tunesmith.models import Models
 from tunesmith.nodes import Fleet, Nodes
 from tunesmith.profile import Profile, resolve
 from tunesmith.quotas import Quotas
+from tunesmith.runs import Runs
 
 # Long enough for a commit on a busy disk; imports set their own, by size.
 TIMEOUT_SECONDS = 30.0
@@ -28,6 +30,8 @@ class _Client(Handle[Face]):
     models: Models[Face]
     datasets: Datasets[Face]
     metrics: Metrics[Face]
+    runs: Runs[Face]
+    alerts: Alerts[Face]
     nodes: Nodes[Face]
     quotas: Quotas[Face]
     fleet: Fleet[Face]
@@ -38,6 +42,8 @@ class _Client(Handle[Face]):
         self.models = Models(core)
         self.datasets = Datasets(core)
         self.metrics = Metrics(core)
+        self.runs = Runs(core)
+        self.alerts = Alerts(core)
         self.nodes = Nodes(core)
         self.quotas = Quotas(core)
         self.fleet = Fleet(core)

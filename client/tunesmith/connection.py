@@ -20,6 +20,7 @@ from tunesmith.status import from_rpc_error
 if TYPE_CHECKING:
     from tunesmith.api.gateway.v1.fleet_pb2_grpc import FleetServiceAsyncStub
     from tunesmith.api.jobs.v1.jobs_pb2_grpc import JobServiceAsyncStub
+    from tunesmith.api.metrics.v1.alerts_pb2_grpc import AlertServiceAsyncStub
     from tunesmith.api.metrics.v1.metrics_pb2_grpc import LogServiceAsyncStub, MetricsServiceAsyncStub
     from tunesmith.api.nodes.v1.nodes_pb2_grpc import NodeServiceAsyncStub
     from tunesmith.api.registry.v1.blobs_pb2_grpc import BlobServiceAsyncStub, BlobServiceStub
@@ -135,6 +136,13 @@ class Connection:
         from tunesmith.api.metrics.v1.metrics_pb2_grpc import LogServiceStub
 
         return LogServiceStub(self._channel)
+
+    @cached_property
+    def alerts(self) -> AlertServiceAsyncStub:
+        """Stub of AlertService."""
+        from tunesmith.api.metrics.v1.alerts_pb2_grpc import AlertServiceStub
+
+        return AlertServiceStub(self._channel)
 
     @cached_property
     def models(self) -> ModelServiceAsyncStub:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -13,13 +15,13 @@ from tunesmith import jobfile, names
 from tunesmith.api.jobs.v1 import jobs_pb2, queue_pb2, spec_pb2, state_pb2, verbs_pb2
 from tunesmith.api.jobs.v1.events_pb2 import JobEvent
 from tunesmith.api.metrics.v1 import metrics_pb2
-from tunesmith.api.metrics.v1.metrics_pb2 import LogLine
+from tunesmith.api.metrics.v1.metrics_pb2 import ErrorLine, LogLine
 from tunesmith.api.registry.v1 import models_pb2
 from tunesmith.connection import Connection, new_request_id
 from tunesmith.errors import DeadlineExceeded, InvalidArgument, TunesmithError
 from tunesmith.faces import Face, Handle, both, stream
-from tunesmith.metrics import Series, join_lineage, query
-from tunesmith.tail import log_pages, tail_log
+from tunesmith.metrics import Curves, View, export, join_lineage, query
+from tunesmith.tail import LogFilter, log_pages, tail_log
 from tunesmith.watch import follow
 
 _STATES = state_pb2.DESCRIPTOR.enum_types_by_name["JobState"]
@@ -210,7 +212,7 @@ class Job(Handle[Face]):
 
     @both
     async def delete(self) -> None:
-        """Hides a finished job for good; its model versions and curves stay."""
+        """Hides a finished job for good. Its metrics and logs are deleted, its model versions stay."""
         request = verbs_pb2.DeleteJobRequest(name=self.proto.name, request_id=new_request_id())
         await self._core.call(self._core.jobs.DeleteJob, request)
 
@@ -232,37 +234,77 @@ class Job(Handle[Face]):
 
     @stream
     async def logs(
-        self, *, follow: bool = False, contains: str = "", tail: int | None = None, epoch: int = 0
+        self,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        contains: str = "",
+        pattern: str = "",
+        ignore_case: bool = False,
+        level: str = "",
+        ranks: Sequence[int] = (),
+        epoch: int = 0,
+        since: datetime | timedelta | None = None,
+        min_step: int = 0,
     ) -> AsyncGenerator[LogLine, None]:
         """Yields log lines, oldest first: all, or the last `tail`; with `follow` on to the end of the job.
 
-        `contains` keeps the lines with that text, `epoch` those of one attempt.
+        The others narrow them: a text or a regular expression (RE2) in the line, its level (`warning` means
+        that and worse), rank and attempt, when it was read and after which step it was written.
         """
-        request = metrics_pb2.QueryLogsRequest(parent=self.proto.name, epoch=epoch, contains=contains)
+        wanted = LogFilter(contains, pattern, ignore_case, level, ranks, epoch, since, min_step)
         revision = 0
-        async for page in log_pages(self._core, request, tail):
+        async for page in log_pages(self._core, wanted.request(self.proto.name), tail):
             revision = page.revision
             for line in page.lines:
                 yield line
         if follow:
             end = self._wait_until(lambda job: job.terminal, None)
-            tailing = tail_log(self._core, self.proto.name, revision, end, lambda: self.proto.terminal)
+            tailing = tail_log(
+                self._core, self.proto.name, wanted, revision, end, lambda: self.proto.terminal
+            )
             async with contextlib.aclosing(tailing) as lines:
                 async for line in lines:
-                    if contains in line.text and epoch in (0, line.epoch):
-                        yield line
+                    yield line
 
     @both
-    async def series(self, *keys: str, max_points: int = 0, lineage: bool = False) -> dict[str, Series]:
+    async def error_lines(self, limit: int = 20) -> list[ErrorLine]:
+        """Returns the lines that tell of errors, one a distinct text, the one that came last first."""
+        request = metrics_pb2.ListErrorLinesRequest(parent=self.proto.name, page_size=limit)
+        return list((await self._core.call(self._core.logs.ListErrorLines, request)).lines)
+
+    @both
+    async def series(
+        self,
+        *keys: str,
+        max_points: int = 0,
+        lineage: bool = False,
+        reduction: str = "",
+        smoothing: float = 0.0,
+        axis: str = "",
+        min_step: int = 0,
+        max_step: int = 0,
+    ) -> Curves:
         """Returns curves by key: those named, or all. `max_points` reduces long ones; 0: every point.
 
         With `lineage` the curves of a forked job begin where its oldest ancestor's do: each ancestor's up to
-        the step of the fork. `max_points` then counts for each of them.
+        the step of the fork. `max_points` then counts for each of them. The other arguments are those of
+        `Metrics.series`, and are for the job's own curves only.
         """
-        own = await query(self._core, self.proto.name, keys, max_points)
+        view = View(max_points, reduction, smoothing, axis, min_step, max_step)
+        own = await query(self._core, self.proto.name, keys, view)
         if not lineage:
             return own
         return await join_lineage(self._core, self.proto, own, keys, max_points)
+
+    @both
+    async def export(self, path: str | Path, *, format: str = "", keys: Iterable[str] | str = ()) -> Path:
+        """Writes every point of the curves, or of those named, into a file and returns its path.
+
+        `format` is `arrow`, `parquet`, `csv`, `jsonl` or `tensorboard`; without it the end of the name tells
+        (`.arrows`, `.parquet`, `.csv`, `.jsonl`, `.tfevents`). A folder receives a TensorBoard event file.
+        """
+        return await export(self._core, self.proto.name, path, format, keys)
 
     @both
     async def attempts(self) -> list[state_pb2.Attempt]:

@@ -7,6 +7,8 @@ import re
 
 from google.protobuf.descriptor import EnumDescriptor
 
+from tunesmith.errors import InvalidArgument
+
 _ULID = re.compile(r"[0-7][0-9a-hjkmnp-tv-z]{25}")
 
 
@@ -36,6 +38,20 @@ def value_of(enum: EnumDescriptor, text: str) -> int | None:
 def choices(enum: EnumDescriptor) -> list[str]:
     """Returns the short names a user may write, in lower case, without UNSPECIFIED."""
     return [short(enum, value.number).lower() for value in enum.values if value.number != 0]
+
+
+def number(field: str, enum: EnumDescriptor, text: str) -> int:
+    """Returns the number of a value as `value_of` does. Raises InvalidArgument when there is none."""
+    found = value_of(enum, text)
+    if not found:
+        raise InvalidArgument(
+            "FIELD_INVALID",
+            f"{text or 'nothing'} is no {field}",
+            field=field,
+            value=text,
+            remedy="use one of " + ", ".join(choices(enum)),
+        )
+    return found
 
 
 def resource(project: str, collection: str, name: str) -> str:

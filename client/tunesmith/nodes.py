@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from datetime import datetime, timedelta
 
 from tunesmith import names
 from tunesmith.api.gateway.v1 import fleet_pb2
+from tunesmith.api.metrics.v1 import metrics_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
 from tunesmith.connection import Connection, new_request_id
 from tunesmith.errors import DeadlineExceeded, TunesmithError
 from tunesmith.faces import Face, Handle, both, stream
+from tunesmith.metrics import Series, to_series
+from tunesmith.tail import moment
 from tunesmith.watch import follow
 
 
@@ -51,6 +55,27 @@ class Nodes(Handle[Face]):
         """Cordons a node and sends its jobs away, each with a checkpoint; `emptied()` waits for the end."""
         request = nodes_pb2.DrainNodeRequest(name=_node(name), reason=reason, request_id=new_request_id())
         return (await self._core.call(self._core.nodes.DrainNode, request)).node
+
+    @both
+    async def series(
+        self,
+        name: str,
+        *keys: str,
+        since: datetime | timedelta | None = None,
+        until: datetime | None = None,
+        max_points: int = 0,
+    ) -> dict[str, Series]:
+        """Returns curves of a node by key: those named, or all; `gpu*/power_watts` means every GPU.
+
+        They go from `since` (an hour ago, if not given) to `until` (now). Steps are Unix seconds. Of longer
+        spans each point stands for a bucket, with its mean and extremes. `max_points` 0: 600.
+        """
+        request = metrics_pb2.QueryNodeSeriesRequest(name=_node(name), keys=keys, max_points=max_points)
+        for field, time in ((request.start_time, moment(since)), (request.end_time, moment(until))):
+            if time is not None:
+                field.CopyFrom(time)
+        response = await self._core.call(self._core.metrics.QueryNodeSeries, request)
+        return {proto.key: to_series(proto) for proto in response.series}
 
     @both
     async def emptied(self, name: str, timeout: float | None = None) -> nodes_pb2.Node:  # noqa: ASYNC109 - has a sync face too

@@ -95,6 +95,8 @@ def _operation(route: transcode.Route, schemas: dict[str, Any]) -> dict[str, Any
         ]
     answer = _reference(rpc.descriptor.output_type, schemas)
     media = "text/event-stream" if rpc.server_streaming else "application/json"
+    if transcode.is_file(rpc):
+        media, answer = "application/octet-stream", {"type": "string", "format": "binary"}
     operation: dict[str, Any] = {
         "operationId": rpc.descriptor.name,
         "summary": rpc.descriptor.name,

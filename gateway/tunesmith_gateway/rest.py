@@ -1,4 +1,5 @@
-"""The REST face: every rpc with a route in the contract, server streams as server-sent events, blobs raw.
+"""The REST face: every rpc with a route in the contract, server streams as server-sent events, files as they
+are, blobs raw.
 
 Requests go through our own gRPC server, so authentication, permissions and limits are checked in one
 place only.
@@ -8,6 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 from google.protobuf.message import Message
@@ -95,6 +97,8 @@ class Rest:
         found, captured = transcode.match(self._routes, request.method, path)
         body = await _body(request)
         message = transcode.request_of(found, captured, request.query_params.multi_items(), body)
+        if transcode.is_file(found):
+            return await self._file(found, message, metadata)
         if found.server_streaming:
             return await self._events(found, message, request, metadata)
         call = self._channel.unary_unary(found.path, _serialize, found.response.FromString)
@@ -148,6 +152,29 @@ class Rest:
 
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+    async def _file(self, found: access.Rpc, message: Any, metadata: tuple[tuple[str, str], ...]) -> Response:
+        call = self._channel.unary_stream(found.path, _serialize, found.response.FromString)
+        stream = call(message, metadata=metadata)
+        first: Any = await stream.read()  # a refusal is an answer with its status
+
+        async def parts() -> AsyncIterator[bytes]:
+            response: Any = first
+            try:
+                while response is not grpc.aio.EOF:
+                    yield response.data
+                    response = await stream.read()
+            finally:
+                # What breaks here breaks the connection: a file that is cut off must not look whole.
+                stream.cancel()
+
+        name = quote(first.file_name, safe="")
+        headers = {
+            "cache-control": "no-store",
+            "x-content-type-options": "nosniff",
+            "content-disposition": f"attachment; filename*=UTF-8''{name}",
+        }
+        return StreamingResponse(parts(), media_type=first.content_type or None, headers=headers)
 
 
 async def _body(request: Request) -> bytes:

@@ -10,6 +10,7 @@ from google.protobuf import descriptor_pool, json_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from tunesmith import names
 from tunesmith.errors import InvalidArgument, NotFound
 from tunesmith_kit import access
 
@@ -35,6 +36,12 @@ def routes(services: Iterable[str]) -> list[Route]:
             if rpc.http_method:
                 found.append(Route(rpc, _compile(rpc.http_path)))
     return sorted(found, key=lambda route: ":" not in route.rpc.http_path)
+
+
+def is_file(rpc: access.Rpc) -> bool:
+    """Tells whether the answer in REST is a file: a stream of bytes with a media type in the first part."""
+    fields = rpc.descriptor.output_type.fields_by_name
+    return rpc.server_streaming and "data" in fields and "content_type" in fields
 
 
 def _compile(path: str) -> re.Pattern[str]:
@@ -186,21 +193,25 @@ def _set(message: Message, name: str, text: str) -> None:
         else:
             setattr(message, name, value)
     except (KeyError, ValueError, OverflowError):
-        kind = (
-            field.enum_type.name
-            if field.enum_type
-            else "number"
-            if field.type != field.TYPE_BOOL
-            else "boolean"
-        )
+        if field.enum_type is not None:
+            enum: Any = field.enum_type
+            kind, remedy = enum.name, "one of " + ", ".join(names.choices(enum))
+        else:
+            kind = "boolean" if field.type == field.TYPE_BOOL else "number"
+            remedy = f"a {kind}"
         raise InvalidArgument(
-            "FIELD_INVALID", f"{name} is not a {kind}", field=name, value=text, remedy=f"give a {kind}"
+            "FIELD_INVALID", f"{name} is not a {kind}", field=name, value=text, remedy=f"give {remedy}"
         ) from None
 
 
 def _scalar(field: Any, text: str) -> Any:
     if field.enum_type is not None:
-        return int(text) if text.isdigit() else field.enum_type.values_by_name[text].number
+        if text.isdigit():
+            return int(text)
+        number = names.value_of(field.enum_type, text)
+        if number is None:
+            raise KeyError(text)
+        return number
     if field.type == FieldDescriptor.TYPE_BOOL:
         return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
     if field.type in (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT):

@@ -13,6 +13,9 @@ import asyncio
 import base64
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 from tunesmith.errors import TunesmithError, Unavailable
 from tunesmith_kit import streams, subjects
@@ -23,11 +26,43 @@ from tunesmith_kit.meters import METRICS
 from tunesmith_kit.streams import Durable
 from tunesmith_kit.window import PubAck, Window
 
-__all__ = ["Bus", "Consumer", "Delivery", "Message", "PubAck", "Subscription", "event_headers"]
+__all__ = [
+    "Bus",
+    "Consumer",
+    "Delivery",
+    "Message",
+    "PubAck",
+    "StoredMessage",
+    "Subscription",
+    "event_headers",
+]
 
 log = logging.getLogger(__name__)
 
+_LOOK_SECONDS = 2.0
 _FOR_EVER = 10.0 * 365 * 24 * 3600
+_GET_AT_ONCE = 50
+
+
+def _headers(message: Mapping[str, Any]) -> dict[str, str]:
+    """The headers of a message that a stream gave out."""
+    found = {}
+    for line in base64.b64decode(message.get("hdrs", "")).decode(errors="replace").splitlines()[1:]:
+        name, colon, text = line.partition(":")
+        if colon:
+            found[name.strip()] = text.strip()
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message as it lies in a stream; `time` is when the stream took it, as RFC 3339 has it."""
+
+    seq: int
+    subject: str
+    payload: bytes
+    headers: Mapping[str, str]
+    time: str
 
 
 class Bus:
@@ -41,6 +76,7 @@ class Bus:
         self._consumers: list[Consumer] = []
         self._reconnected: list[Callable[[], Awaitable[None] | None]] = []
         self._ensuring = asyncio.Lock()
+        self._keeper: asyncio.Task[None] | None = None
 
     @classmethod
     async def connect(
@@ -82,6 +118,8 @@ class Bus:
                 field="nats_url",
                 remedy="start nats-server with -js and enough disk space",
             ) from error
+        if ensure_streams:
+            bus._keeper = asyncio.create_task(bus._keep_streams())
         return bus
 
     async def publish(
@@ -144,10 +182,44 @@ class Bus:
             raise Unavailable(
                 "BUS_UNAVAILABLE", f"the stream cannot be read: {error}", field=stream
             ) from error
-        block = base64.b64decode(found["message"].get("hdrs", "")).decode(errors="replace")
-        prefix = f"{MESSAGE_ID.lower()}:"
-        lines = (line for line in block.splitlines() if line.lower().startswith(prefix))
-        return next((line[len(prefix) :].strip() for line in lines), None)
+        return next(
+            (text for name, text in _headers(found["message"]).items() if name.lower() == MESSAGE_ID.lower()),
+            None,
+        )
+
+    async def newest(
+        self, stream: str, limit: int, before: int | None = None
+    ) -> tuple[list[StoredMessage], int]:
+        """Returns messages of a stream, newest first, with numbers below `before` if it is given; and how
+        many the stream holds in all. For people to look at: each costs a request.
+
+        Raises:
+            Unavailable: the stream cannot be read now.
+        """
+        try:
+            state = (await self.connection.api(f"STREAM.INFO.{stream}"))["state"]
+            seq = min(state["last_seq"], before - 1 if before is not None else state["last_seq"])
+            found: list[StoredMessage] = []
+            while seq >= max(1, state["first_seq"]) and len(found) < limit:
+                low = max(1, state["first_seq"], seq - _GET_AT_ONCE + 1)
+                some = await asyncio.gather(*(self._stored(stream, at) for at in range(seq, low - 1, -1)))
+                found += [message for message in some if message is not None]
+                seq = low - 1
+        except ApiError as error:
+            raise Unavailable(
+                "BUS_UNAVAILABLE", f"the stream cannot be read: {error}", field=stream
+            ) from error
+        return found[:limit], int(state["messages"])
+
+    async def _stored(self, stream: str, seq: int) -> StoredMessage | None:
+        try:
+            found = (await self.connection.api(f"STREAM.MSG.GET.{stream}", {"seq": seq}))["message"]
+        except ApiError as error:
+            if error.code == 404:  # too old, or deleted
+                return None
+            raise
+        payload = base64.b64decode(found.get("data", ""))
+        return StoredMessage(seq, found["subject"], payload, _headers(found), found["time"])
 
     async def consume(
         self,
@@ -293,8 +365,19 @@ class Bus:
                 else:
                     return
 
+    async def _keep_streams(self) -> None:
+        """Makes streams again that somebody deleted. Who reads one notices by itself and at once; but nobody
+        who may make streams reads the commands, and the nodes that do waited for ever."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            with suppress(ApiError):  # the server is away: the reconnect sees to it
+                if await streams.missing(self.connection):
+                    await self._repair()
+
     async def close(self) -> None:
         """Stops the consumers, fails what is still being published with `Unavailable`, and disconnects."""
+        if self._keeper is not None:
+            self._keeper.cancel()
         for consumer in self._consumers:
             await consumer.stop()
         await self._window.close()

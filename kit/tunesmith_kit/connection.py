@@ -11,7 +11,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -35,6 +35,26 @@ _API = "$JS.API"
 _DRAIN_SECONDS = 2.0
 _PENDING_BYTES = 16 * 1024 * 1024
 _NO_HEADERS: Mapping[str, str] = {}
+
+
+class _Client(Client):
+    """nats-py's client with a quicker way through what a consumer of small messages does most."""
+
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        # nats-py looks at each character of each name: a third of what receiving a message costs.
+        found = {}
+        for line in raw.decode("utf-8", "replace").split("\r\n"):
+            name, colon, text = line.partition(":")
+            if colon and " " not in name:
+                found[name] = text.strip()
+        return found
+
+    async def answer_all(self, replies: Iterable[str], answer: bytes) -> None:
+        """Sends the same short answer to each subject, in one piece."""
+        tail = b" %d\r\n%b\r\n" % (len(answer), answer)
+        await self._send_command(b"".join([b"PUB " + reply.encode() + tail for reply in replies]))
+        await self._flush_pending()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +122,7 @@ class Connection:
         self.url = url
         self._token = token
         self._name = name
-        self._client = Client()
+        self._client = _Client()
         self._inbox = f"_INBOX.{secrets.token_hex(11)}"
         self._subscriptions: list[Subscription] = []
         self._reconnected: list[Callable[[], Awaitable[None]]] = []
@@ -149,7 +169,7 @@ class Connection:
         )
 
     async def _dial(self) -> None:
-        self._client = Client()
+        self._client = _Client()
         await self._client.connect(
             servers=self.url.split(","),
             name=self._name,
@@ -266,6 +286,11 @@ class Connection:
             nats.errors.FlushTimeoutError,
         ):
             log.warning("message dropped, NATS connection lost", extra={"subject": subject})
+
+    async def answer_all(self, replies: Sequence[str], answer: bytes) -> None:
+        """Sends the same answer to the reply subjects of many messages. While disconnected it is dropped."""
+        if self.connected and replies:
+            await self._client.answer_all(replies, answer)
 
     async def subscribe(self, subject: str, callback: Callback, queue: str = "") -> Subscription:
         """Calls back for each message; with `queue` only one member of the queue gets each."""

@@ -79,7 +79,7 @@ class Delivery(Message):
 
 
 # What a batch handler could not use, by index; the rest was stored. None: all was.
-Rejected = Mapping[int, InvalidArgument] | None
+Rejected = Mapping[int, TunesmithError] | None
 BatchHandler = Callable[[Sequence[Delivery]], Awaitable[Rejected]]
 Handler = Callable[[Delivery], Awaitable[None]]
 DeadLetter = Callable[[Durable, Delivery, TunesmithError | Exception], Awaitable[None]]
@@ -272,11 +272,11 @@ class Consumer:
             for item in items:
                 await self._failed(item, error)
         else:
-            for index, item in enumerate(items):
-                if rejected and index in rejected:
-                    await self._failed(item, rejected[index])
-                else:
-                    await self._answer(item, b"+ACK")
+            for index, problem in (rejected or {}).items():
+                await self._failed(items[index], problem)
+            stored = [item.reply for index, item in enumerate(items) if not rejected or index not in rejected]
+            # An answer lost with the connection only means one more delivery.
+            await self._connection.answer_all(stored, b"+ACK")
 
     async def _failed(self, item: Delivery, error: Exception) -> None:
         hopeless = isinstance(error, InvalidArgument)

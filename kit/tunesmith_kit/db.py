@@ -247,13 +247,22 @@ def _engine(url: str, schema: str, writer: bool) -> Engine:
         url,
         pool_size=1 if writer else _NUM_READERS,
         pool_pre_ping=True,
+        # Of one read all statements see the same, as with SQLite.
+        isolation_level="READ COMMITTED" if writer else "REPEATABLE READ",
         connect_args={"options": f"-c search_path={schema}", "connect_timeout": 5},
     )
 
 
 def _set_pragmas(connection: Any, _record: object) -> None:
     connection.isolation_level = None
-    for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    # Room of deleted rows can be given back; it counts from the first table on.
+    for pragma in (
+        "auto_vacuum=INCREMENTAL",
+        "busy_timeout=30000",
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+    ):
         connection.execute(f"PRAGMA {pragma}")
 
 

@@ -1,5 +1,7 @@
 """Brings a service's database to the newest form at start. One alembic environment serves all services."""
 
+import importlib
+import pkgutil
 import time
 from collections.abc import Callable
 from importlib.resources import files
@@ -12,6 +14,16 @@ from sqlalchemy.exc import OperationalError
 
 from tunesmith.errors import Unavailable
 from tunesmith_kit.db import normalise, shown
+
+
+def metadata(service: str) -> MetaData:
+    """All tables of a service: of its module `tables`, and of the `tables` of its subpackages."""
+    package = importlib.import_module(f"tunesmith_{service}")
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if found.name.endswith(".tables"):
+            importlib.import_module(found.name)
+    tables: MetaData = importlib.import_module(f"tunesmith_{service}.tables").METADATA
+    return tables
 
 
 def upgrade(url: str, service: str, metadata: MetaData, wait_seconds: float = 15) -> None:
@@ -44,6 +56,9 @@ def _run(
     while True:
         try:
             with engine.begin() as connection:
+                if engine.dialect.name == "sqlite":
+                    # Before the first table, or never: lets deleted rows' room be given back.
+                    connection.execute(text("PRAGMA auto_vacuum=INCREMENTAL"))
                 if engine.dialect.name == "postgresql":
                     # Replicas may start together: the transaction-level lock lets one migrate.
                     connection.execute(text("SELECT pg_advisory_xact_lock(7461)"))
@@ -71,13 +86,12 @@ def _run(
 
 
 if __name__ == "__main__":
-    import importlib
     import sys
     import tempfile
 
     name, why, revision = sys.argv[1:4]
-    tables = importlib.import_module(f"tunesmith_{name}.tables")
+    known = metadata(name)
     with tempfile.TemporaryDirectory() as folder:
         database = f"sqlite:///{folder}/empty.db"
-        upgrade(database, name, tables.METADATA)
-        revise(database, name, tables.METADATA, why, revision)
+        upgrade(database, name, known)
+        revise(database, name, known, why, revision)

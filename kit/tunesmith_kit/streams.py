@@ -178,6 +178,12 @@ async def ensure(connection: Connection, num_replicas: int = 1) -> None:
         await _ensure_stream(connection, stream, num_replicas)
 
 
+async def missing(connection: Connection) -> bool:
+    """Whether a stream of the table is gone. Raises `ApiError` when JetStream does not answer."""
+    known = (await connection.api("STREAM.NAMES", {"offset": 0})).get("streams") or ()
+    return any(stream.name not in known for stream in STREAMS)
+
+
 async def _ensure_stream(connection: Connection, stream: Stream, num_replicas: int) -> None:
     found = await _find(connection, f"STREAM.INFO.{stream.name}")
     if found is None:

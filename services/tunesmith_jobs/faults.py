@@ -22,8 +22,8 @@ from tunesmith_kit.connection import Message
 from tunesmith_kit.db import Database
 
 log = logging.getLogger(__name__)
-_PREFIX = "Fault/"
-_Faults = tuple[tuple[str, str, bool], ...]  # condition, what it says, whether it is grave
+_PREFIX, _BETWEEN = "Fault/", "; "
+_Faults = tuple[tuple[str, str, frozenset[str]], ...]  # condition, what it says, what of it is grave
 
 
 class FaultMonitor:
@@ -58,29 +58,28 @@ class FaultMonitor:
         waiting, self._waiting = self._waiting, {}
         for node_id, faults in waiting.items():
             try:
-                await self._db.write(lambda s, n=node_id, f=faults: self._write(s, n, f))  # type: ignore[misc]
-                self._written[node_id] = faults
+                if await self._db.write(lambda s, n=node_id, f=faults: self._write(s, n, f)):  # type: ignore[misc]
+                    self._written[node_id] = faults
             except Unavailable as error:  # the next heartbeat tells it again
                 log.warning("faults of a node cannot be noted", extra={"error": error.message})
 
-    def _write(self, session: Session, node_id: str, faults: _Faults) -> None:
+    def _write(self, session: Session, node_id: str, faults: _Faults) -> bool:
+        """Writes the faults of a node; False when it has not registered yet."""
         row = session.get(NodeRow, node_id, with_for_update=True)
         if row is None:
-            return
+            return False
         node, now = nodes_pb2.Node.FromString(row.body), self._clock.now()
         known = {each.type: each.message for each in node.conditions if each.type.startswith(_PREFIX)}
         if known == {kind: words for kind, words, _ in faults}:
-            return
+            return True
         for kind in known.keys() - {kind for kind, _, _ in faults}:
             drop_condition(node.conditions, kind)
         for kind, words, _ in faults:
             set_condition(node.conditions, kind, kind.split("/")[1], words, True, now)
-        new = [
-            (kind, words) for kind, words, grave in faults if grave and _is_news(words, known.get(kind, ""))
-        ]
+        new = [(kind, each) for kind, _, grave in faults for each in sorted(grave - _parts(known.get(kind)))]
         if not new or node.state in CLOSED:
             save_node(session, row, node, now)
-            return
+            return True
         kind, words = new[0]
         log.error("a node is closed", extra={"node": node_id, "fault": kind, "why": words})
         moved = events_pb2.NodeStateChanged(
@@ -89,19 +88,23 @@ class FaultMonitor:
         node.state = nodes_pb2.NODE_STATE_CORDONED
         set_condition(node.conditions, "Cordoned", kind.split("/")[1], words, True, now)
         save_node(session, row, node, now, "state_changed", moved, ACTOR)
+        return True
 
 
 def _by_condition(faults: Sequence[events_pb2.NodeFault]) -> _Faults:
     """One condition a reason and GPU; several faults of one kind are told together."""
     words: dict[str, list[str]] = {}
-    grave: set[str] = set()
+    grave: dict[str, set[str]] = {}
     for fault in faults:
         kind = f"{_PREFIX}{fault.reason}" + (f"/{fault.gpu}" if fault.HasField("gpu") else "")
         words.setdefault(kind, []).append(fault.message)
         if fault.grave:
-            grave.add(kind)
-    return tuple((kind, "; ".join(sorted(found)), kind in grave) for kind, found in sorted(words.items()))
+            grave.setdefault(kind, set()).add(fault.message)
+    return tuple(
+        (kind, _BETWEEN.join(sorted(found)), frozenset(grave.get(kind, ())))
+        for kind, found in sorted(words.items())
+    )
 
 
-def _is_news(words: str, known: str) -> bool:
-    return not set(words.split("; ")) <= set(known.split("; "))
+def _parts(message: str | None) -> set[str]:
+    return set(message.split(_BETWEEN)) if message else set()

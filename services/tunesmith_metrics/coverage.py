@@ -20,6 +20,9 @@ class Coverage:
 
     def add(self, start: int, end: int) -> list[Interval]:
         """Enters `[start, end)` and returns the parts of it that were not there before."""
+        if start == self.next and not self._islands:  # nearly always
+            self.next = end
+            return [(start, end)]
         parts = self._missing(max(start, self.next), end)
         for part in parts:
             insort(self._islands, part)

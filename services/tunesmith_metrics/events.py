@@ -1,6 +1,10 @@
 """What the metrics service hears and says on the bus: batches and chunks come in, watermarks go out."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 
 from google.protobuf.message import DecodeError
 
@@ -10,6 +14,9 @@ from tunesmith_kit import subjects
 from tunesmith_kit.bus import Bus, Delivery
 
 _MAX_KEY_LENGTH = 256
+_MAX_TEXT = 64 * 1024
+_MAX_BUCKETS = 512
+_MAX_SEQ = 2**62  # sums of numbers below it stay within 64 bits
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -39,21 +46,61 @@ def read_batch(delivery: Delivery) -> tuple[Rank, events_pb2.MetricBatch]:
     except DecodeError as error:
         raise _malformed("not a MetricBatch", delivery) from error
     _same_sender(sender, batch, delivery)
-    if batch.first_seq < 1 or any(not key or len(key) > _MAX_KEY_LENGTH for key in batch.keys):
-        raise _malformed("first_seq counts from 1 and keys have 1 to 256 characters", delivery)
-    num_records = sum(_num_records(matrix, len(batch.keys), delivery) for matrix in batch.matrices)
+    if not 1 <= batch.first_seq <= _MAX_SEQ:
+        raise _malformed("first_seq counts from 1", delivery)
+    if problem := _key_problem(tuple(batch.keys)):
+        raise _malformed(problem, delivery)
+    num_records = len(batch.rich)
+    if num_records and batch.matrices:
+        raise _malformed("a batch holds either matrices or rich values", delivery)
+    for matrix in batch.matrices:
+        num_records += _num_records(matrix, len(batch.keys), delivery)
+    for value in batch.rich:
+        if problem := _rich_problem(value, len(batch.keys)):
+            raise _malformed(problem, delivery)
     if num_records == 0 or num_records != batch.num_records:
         raise _malformed(f"num_records is {batch.num_records}, but there are {num_records}", delivery)
     return sender, batch
+
+
+@lru_cache(maxsize=4096)
+def _key_problem(keys: tuple[str, ...]) -> str:
+    """What is wrong with keys; they are the same in nearly all batches of a job."""
+    for key in keys:
+        if not 1 <= len(key) <= _MAX_KEY_LENGTH:
+            return "keys have 1 to 256 characters"
+        if not key.isprintable():
+            return "a key holds control characters"
+    return "" if len(set(keys)) == len(keys) else "a key comes twice"
 
 
 def _num_records(matrix: events_pb2.MetricMatrix, num_keys: int, delivery: Delivery) -> int:
     rows = len(matrix.step_deltas)
     if len(matrix.time_deltas_us) != rows or len(matrix.values) != rows * len(matrix.key_indices):
         raise _malformed("a matrix has not records x columns values", delivery)
-    if any(index >= num_keys for index in matrix.key_indices):
+    if matrix.key_indices and max(matrix.key_indices) >= num_keys:
         raise _malformed("a matrix names a key that is not there", delivery)
     return rows
+
+
+def _rich_problem(value: events_pb2.RichValue, num_keys: int) -> str:
+    """What is wrong with a rich value."""
+    kind = value.WhichOneof("value")
+    if value.key_index >= num_keys:
+        return "a value names a key that is not there"
+    if kind is None:
+        return "a value is neither histogram nor text nor picture"
+    if kind == "text" and len(value.text.encode()) > _MAX_TEXT:
+        return "a text has more than 64 KiB"
+    if kind == "histogram":
+        edges, counts = value.histogram.edges, value.histogram.counts
+        if not 1 <= len(counts) <= _MAX_BUCKETS or len(edges) != len(counts) + 1 or min(counts) < 0:
+            return "a histogram has 1 to 512 counts, none below 0, and one edge more"
+        if not all(low < high for low, high in pairwise(edges)):
+            return "the edges of a histogram do not ascend"
+    if kind == "picture" and re.fullmatch("[0-9a-f]{64}", value.picture.digest) is None:
+        return "a picture has no SHA-256"
+    return ""
 
 
 def read_chunk(delivery: Delivery) -> tuple[Rank, events_pb2.LogChunk]:
@@ -66,6 +113,8 @@ def read_chunk(delivery: Delivery) -> tuple[Rank, events_pb2.LogChunk]:
     _same_sender(sender, chunk, delivery)
     if chunk.offset < 0 or chunk.num_bytes <= 0 or len(chunk.lines) != len(chunk.line_offsets):
         raise _malformed("offset, num_bytes and line_offsets do not fit", delivery)
+    if len(chunk.levels) not in (0, len(chunk.lines)) or len(chunk.steps) not in (0, len(chunk.lines)):
+        raise _malformed("there is not one level and one step a line", delivery)
     end = chunk.offset + chunk.num_bytes
     if any(not chunk.offset <= offset < end for offset in chunk.line_offsets):
         raise _malformed("a line begins outside the chunk", delivery)
@@ -73,9 +122,20 @@ def read_chunk(delivery: Delivery) -> tuple[Rank, events_pb2.LogChunk]:
 
 
 def _sender(delivery: Delivery) -> Rank:
-    parts = subjects.parse_rank(delivery.subject)
-    if len(parts.project) > 64 or len(parts.job_id) > 64:
-        raise _malformed("project or job id is too long", delivery)
+    return _rank(delivery.subject)
+
+
+@lru_cache(maxsize=16_384)
+def _rank(subject: str) -> Rank:
+    parts = subjects.parse_rank(subject)
+    too_long = len(parts.project) > 64 or len(parts.job_id) > 64
+    if too_long or parts.epoch < 1 or parts.rank > subjects.NODE_RANK:
+        raise InvalidArgument(
+            "MESSAGE_MALFORMED",
+            "project, job id, epoch or rank cannot be",
+            field=subject,
+            remedy="mend the sender",
+        )
     return Rank(parts.project, parts.job_id, parts.epoch, parts.rank)
 
 
@@ -97,7 +157,7 @@ def _malformed(problem: str, delivery: Delivery) -> InvalidArgument:
     )
 
 
-async def announce(bus: Bus, marks: list[Watermark]) -> None:
+async def announce(bus: Bus, marks: Iterable[Watermark]) -> None:
     """Tells agents how far their records are stored; a lost announcement is made good by the next."""
     for mark in marks:
         who = mark.sender
@@ -108,5 +168,12 @@ async def announce(bus: Bus, marks: list[Watermark]) -> None:
             metrics_seq=mark.metrics_seq,
             log_offset=mark.log_offset,
         )
-        subject = subjects.watermark(who.project, who.job_id, who.epoch, who.rank)
-        await bus.publish_core(subject, message.SerializeToString())
+        await bus.publish_core(_watermark_subject(who), message.SerializeToString())
+
+
+@lru_cache(maxsize=16_384)
+def _watermark_subject(who: Rank) -> str:
+    node = who.job_id.removeprefix("node.")
+    if node != who.job_id:
+        return subjects.node_watermark(node, who.epoch)
+    return subjects.watermark(who.project, who.job_id, who.epoch, who.rank)

@@ -4,7 +4,6 @@ One transaction takes everything at hand, so a busy service commits rarely and a
 the bus delivers twice, late or cut differently is stored once: a rank's sequence numbers say what it is.
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,25 +12,29 @@ from typing import TypeVar
 from google.protobuf.message import Message
 from sqlalchemy.orm import Session
 
-from tunesmith.errors import InvalidArgument
+from tunesmith.errors import InvalidArgument, TunesmithError
 from tunesmith_kit.bus import Bus, Consumer, Delivery
 from tunesmith_kit.db import Database
 from tunesmith_kit.streams import INGEST, LOGS, LOGSTORE, METRICS
 from tunesmith_kit.telemetry import METRICS as METERS
 from tunesmith_metrics import store
 from tunesmith_metrics.events import Rank, announce, read_batch, read_chunk
+from tunesmith_metrics.keys import KeyRing
+from tunesmith_metrics.retention import Retention
 
 M = TypeVar("M", bound=Message)
 log = logging.getLogger(__name__)
 
-_BATCH = 1000
+_BATCH = 2000
+_MANY = 2 * _BATCH
 
 
 class Ingest:
     """The two consumers that fill the store."""
 
-    def __init__(self, db: Database, bus: Bus) -> None:
-        self._db, self._bus = db, bus
+    def __init__(self, db: Database, bus: Bus, retention: Retention) -> None:
+        self._db, self._bus, self._retention = db, bus, retention
+        self._ring = KeyRing()
         self._consumers: list[Consumer] = []
 
     async def start(self) -> None:
@@ -41,17 +44,42 @@ class Ingest:
             await self._bus.consume_batches(LOGS, LOGSTORE, self._logs, batch=_BATCH),
         ]
 
+    def busy(self) -> bool:
+        """Whether so much waits to be stored that other work on the store should wait too."""
+        return any(consumer.num_pending > _MANY for consumer in self._consumers)
+
     async def stop(self) -> None:
         """Stores what is at hand and gives the rest back."""
         for consumer in self._consumers:
             await consumer.stop()
 
-    async def _metrics(self, items: Sequence[Delivery]) -> Mapping[int, InvalidArgument]:
-        stored, refused = await self._take(METRICS, items, read_batch, store.add_batches)
+    async def _metrics(self, items: Sequence[Delivery]) -> Mapping[int, TunesmithError]:
+        try:
+            stored, refused = await self._take(METRICS, items, read_batch, self._add_batches)
+        except BaseException:
+            self._ring.forget()  # what it remembers may not have been stored
+            raise
         METERS.points_ingested.inc(stored)
         return refused
 
-    async def _logs(self, items: Sequence[Delivery]) -> Mapping[int, InvalidArgument]:
+    def _add_batches(self, session: Session, batches: Sequence[store.Batch]) -> store.Stored:
+        """Stores batches, but not those of full projects: acknowledged and not stored, they stay with their
+        agents, which send them again later, and nobody else waits for them."""
+        places = [at for at, (who, _, _) in enumerate(batches) if not self._retention.full(who.project)]
+        if len(places) == len(batches):
+            return store.add_batches(session, batches, self._ring, self._limit)
+        held = [batch for who, batch, _ in batches if self._retention.full(who.project)]
+        METERS.points_held.inc(sum(len(matrix.values) for batch in held for matrix in batch.matrices))
+        if not places:
+            return store.Stored([], {}, 0)
+        stored = store.add_batches(session, [batches[at] for at in places], self._ring, self._limit)
+        refused = {places[at]: error for at, error in stored.refused.items()}
+        return store.Stored(stored.marks, refused, stored.num_new)
+
+    def _limit(self, project: str) -> int:
+        return self._retention.effective(project).max_keys_per_job
+
+    async def _logs(self, items: Sequence[Delivery]) -> Mapping[int, TunesmithError]:
         stored, refused = await self._take(LOGS, items, read_chunk, store.add_chunks)
         METERS.log_lines_ingested.inc(stored)
         return refused
@@ -62,24 +90,28 @@ class Ingest:
         items: Sequence[Delivery],
         read: Callable[[Delivery], tuple[Rank, M]],
         add: Callable[[Session, Sequence[tuple[Rank, M, bytes]]], store.Stored],
-    ) -> tuple[int, Mapping[int, InvalidArgument]]:
+    ) -> tuple[int, Mapping[int, TunesmithError]]:
         began = time.perf_counter()
-        good, refused = await asyncio.to_thread(_read_all, items, read)
-        if good:
+
+        def work(session: Session) -> tuple[store.Stored, dict[int, TunesmithError]]:
+            # Reading is done where it is stored: a hop between threads costs more than most messages.
+            good, refused = _read_all(items, read)
             rows = [(who, message, items[index].payload) for index, who, message in good]
-            stored = await self._db.write(lambda session: add(session, rows))
-            refused |= {good[at][0]: error for at, error in stored.refused.items()}
-            await announce(self._bus, stored.marks)
+            stored = add(session, rows) if rows else store.Stored([], {}, 0)
+            return stored, refused | {good[at][0]: error for at, error in stored.refused.items()}
+
+        stored, refused = await self._db.write(work)
+        await announce(self._bus, stored.marks)
         METERS.ingest_duration.labels(stream=stream).observe(time.perf_counter() - began)
         METERS.ingest_lag.labels(stream=stream).set(items[-1].num_pending)
-        return stored.num_new if good else 0, refused
+        return stored.num_new, refused
 
 
 def _read_all(
     items: Sequence[Delivery], read: Callable[[Delivery], tuple[Rank, M]]
-) -> tuple[list[tuple[int, Rank, M]], dict[int, InvalidArgument]]:
+) -> tuple[list[tuple[int, Rank, M]], dict[int, TunesmithError]]:
     good: list[tuple[int, Rank, M]] = []
-    refused: dict[int, InvalidArgument] = {}
+    refused: dict[int, TunesmithError] = {}
     for index, item in enumerate(items):
         try:
             who, message = read(item)

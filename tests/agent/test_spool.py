@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tunesmith.api.metrics.v1 import events_pb2
 from tunesmith_agent.logs import LogTail
-from tunesmith_agent.spool import MAGIC, Record, SpoolReader, pack
+from tunesmith_agent.spool import MAGIC, Block, Item, Record, SpoolReader, pack
 
 
 def key(number: int, name: str) -> bytes:
@@ -33,6 +33,10 @@ def segment(folder: Path, number: int, *records: bytes) -> Path:
     return path
 
 
+def seqs(items: list[Item]) -> list[int]:
+    return [seq for item in items if isinstance(item, Block) for seq in item.seqs.tolist()]
+
+
 def unpack(batch: events_pb2.MetricBatch) -> list[tuple[int, dict[str, float]]]:
     found = []
     for matrix in batch.matrices:
@@ -49,14 +53,14 @@ def unpack(batch: events_pb2.MetricBatch) -> list[tuple[int, dict[str, float]]]:
 def test_records_come_in_order_over_segments_and_as_they_are_appended(tmp_path: Path) -> None:
     first = segment(tmp_path, 1, key(0, "train/loss"), step(1, 1, {0: 3.0}))
     reader = SpoolReader(tmp_path)
-    assert [r.seq for r in reader.read(0)] == [1]
+    assert seqs(reader.read(0)) == [1]
     with first.open("ab") as file:
         file.write(step(2, 2, {0: 2.0}))
     segment(tmp_path, 2, key(0, "eval/loss"), step(3, 3, {0: 1.0}))
-    records = reader.read(0)
-    assert [(r.seq, r.keys, r.values) for r in records] == [
-        (2, ("train/loss",), (2.0,)),
-        (3, ("eval/loss",), (1.0,)),
+    blocks = [item for item in reader.read(0) if isinstance(item, Block)]
+    assert [(b.seqs.tolist(), b.keys, b.values.tolist()) for b in blocks] == [
+        ([2], ("train/loss",), [[2.0]]),
+        ([3], ("eval/loss",), [[1.0]]),
     ]
 
 
@@ -64,16 +68,17 @@ def test_a_torn_record_waits_until_it_is_whole(tmp_path: Path) -> None:
     whole = step(2, 2, {0: 2.0})
     path = segment(tmp_path, 1, key(0, "a"), step(1, 1, {0: 1.0}), whole[:-3])
     reader = SpoolReader(tmp_path)
-    assert [r.seq for r in reader.read(0)] == [1]
+    assert seqs(reader.read(0)) == [1]
     with path.open("ab") as file:
         file.write(whole[-3:])
-    assert [r.seq for r in reader.read(0)] == [2]
+    assert seqs(reader.read(0)) == [2]
 
 
 def test_a_segment_torn_for_ever_is_followed_by_the_next(tmp_path: Path) -> None:
     segment(tmp_path, 1, key(0, "a"), step(1, 1, {0: 1.0}), step(2, 2, {0: 2.0})[:-1])
     segment(tmp_path, 2, key(0, "a"), step(2, 2, {0: 2.5}))
-    assert [r.values for r in SpoolReader(tmp_path).read(0)] == [(1.0,), (2.5,)]
+    blocks = [item for item in SpoolReader(tmp_path).read(0) if isinstance(item, Block)]
+    assert [value for item in blocks for value in item.values.ravel().tolist()] == [1.0, 2.5]
 
 
 def test_a_segment_that_was_just_created_is_no_error(tmp_path: Path) -> None:
@@ -98,7 +103,7 @@ def test_after_a_rewind_the_rest_comes_again(tmp_path: Path) -> None:
     reader = SpoolReader(tmp_path)
     reader.read(0)
     reader.rewind()
-    assert [r.seq for r in reader.read(3)] == [4, 5]
+    assert seqs(reader.read(3)) == [4, 5]
 
 
 records = st.lists(

@@ -5,8 +5,11 @@ import json
 import logging
 import os
 import random
+import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.faults import campaign
@@ -27,7 +30,9 @@ def _arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, help="of schedule and clients (default: a new one, printed)")
     parser.add_argument("--kills", type=int, default=20, help="number of faults (default 20)")
-    parser.add_argument("--duration", type=float, help="seconds in which they begin (default: 2.5 a fault)")
+    parser.add_argument(
+        "--duration", type=float, help="seconds in which they begin (default: 2.5 or 4 a fault)"
+    )
     parser.add_argument(
         "--layer",
         choices=("processes", "sim"),
@@ -35,8 +40,14 @@ def _arguments() -> argparse.ArgumentParser:
         help="real processes, or the control plane in one thread under a virtual clock (default processes)",
     )
     parser.add_argument("--stories", type=int, default=200, help="of the layer sim: how many (default 200)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="of the layer sim: processes (default: cores)",
+    )
     parser.add_argument("--mode", choices=MODES, default="embedded", help="form of the platform")
-    parser.add_argument("--steps", type=int, default=300, help="steps of the longest job (default 300)")
+    parser.add_argument("--steps", type=int, help="steps of the longest job (default: 300 or 150)")
     parser.add_argument("--clients", type=int, default=3, help="users that submit at once (default 3)")
     parser.add_argument(
         "--faults",
@@ -54,15 +65,16 @@ def main() -> int:
     logging.getLogger().addHandler(logging.NullHandler())  # outages are our own doing
     seed = asked.seed if asked.seed is not None else random.SystemRandom().getrandbits(31)
     if asked.layer == "sim":
-        return _simulate(asked.stories, seed)
+        return _simulate(asked.stories, seed, asked.workers)
     known = kinds_of(asked.mode)
     kinds = known if asked.faults == "all" else asked.faults.split(",")
     unknown = [kind for kind in kinds if kind not in known]
     if unknown:
         parser.error(f"the {asked.mode} form knows no {', '.join(unknown)}; it knows {', '.join(known)}")
-    order = campaign.Order(
-        asked.mode, seed, asked.kills, asked.duration or 2.5 * asked.kills, kinds, asked.steps, asked.clients
-    )
+    # A fault hurts a job on many processes for longer: shorter jobs see as many of them.
+    gap, steps = (2.5, 300) if asked.mode == "embedded" else (4.0, 150)
+    seconds = asked.duration or gap * asked.kills
+    order = campaign.Order(asked.mode, seed, asked.kills, seconds, kinds, asked.steps or steps, asked.clients)
     campaign.say(f"seed {seed}, {asked.kills} faults in {order.seconds:g} s, {asked.mode}")
     if asked.keep:
         asked.keep.mkdir(parents=True, exist_ok=True)
@@ -73,8 +85,10 @@ def main() -> int:
     return _tell(outcome, seed)
 
 
-def _simulate(stories: int, seed: int) -> int:
+def _simulate(stories: int, seed: int, workers: int) -> int:
     """Tells stories and returns the exit code; the report is one JSON line too."""
+    if workers > 1:
+        return _simulate_on(workers, stories, seed)
     if os.environ.get("PYTHONHASHSEED") != "0":  # the order of sets is part of a story
         again = [*sys.orig_argv, "--seed", str(seed)]
         os.execve(sys.executable, again, {**os.environ, "PYTHONHASHSEED": "0"})
@@ -82,14 +96,43 @@ def _simulate(stories: int, seed: int) -> int:
 
     told = runner.tell(stories, seed)
     campaign.say(told.broken)
+    if told.broken:
+        campaign.say(f"told again by: --layer sim --workers 1 --seed {seed} --stories {stories}")
+    return _report(seed, told.stories, told.seconds, bool(told.broken))
+
+
+def _simulate_on(workers: int, stories: int, seed: int) -> int:
+    """Shares the stories out; each worker has a seed of its own, which it names when a law is broken."""
+    command = [sys.executable, "-m", "tests.faults", "--layer", "sim", "--workers", "1"]
+    children = [
+        subprocess.Popen(
+            [*command, "--seed", str(seed + number), "--stories", str(-(-stories // workers))],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(workers)
+    ]
+    reports = [json.loads(child.communicate()[0]) for child in children]
+    broken = any(report["broken"] for report in reports)
+    told = Counter[str]()
+    seconds: dict[str, float] = {}
+    for report in reports:
+        told.update(report["stories"])
+        # The workers tell each kind at about the same time.
+        seconds = {kind: max(spent, seconds.get(kind, 0.0)) for kind, spent in report["seconds"].items()}
+    return _report(seed, told, seconds, broken)
+
+
+def _report(seed: int, stories: Mapping[str, int], seconds: Mapping[str, float], broken: bool) -> int:
     report = {
         "seed": seed,
-        "stories": told.stories,
-        "stories_per_minute": round(60 * told.stories / told.seconds),
-        "broken": bool(told.broken),
+        "stories": dict(stories),
+        "seconds": {kind: round(spent, 1) for kind, spent in seconds.items()},
+        "stories_per_minute": {kind: round(60 * stories[kind] / max(seconds[kind], 0.1)) for kind in stories},
+        "broken": broken,
     }
     sys.stdout.write(json.dumps(report) + "\n")
-    return 1 if told.broken else 0
+    return 1 if broken else 0
 
 
 def _tell(outcome: campaign.Outcome, seed: int) -> int:

@@ -1,31 +1,35 @@
 """A campaign against real processes: undisturbed runs, faults under load, peace, the reckoning."""
 
 import contextlib
+import json
 import shutil
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.json_format import MessageToDict
+
 from tests.faults import figures
-from tests.faults.checker import Checker, Findings, missing_points
+from tests.faults.checker import ACCEPTED, Checker, Findings, missing_points
+from tests.faults.disks import small_disk, why_no_small_disk
 from tests.faults.history import History
-from tests.faults.injections import Injector, small_disk_folder
-from tests.faults.load import Caller, shapes
+from tests.faults.injections import Injector
+from tests.faults.load import Caller
 from tests.faults.schedule import Blow, schedule
+from tests.faults.shapes import shapes
 from tests.faults.site import Site, running
 from tests.faults.spools import Witness
-from tests.support import mounts
 from tests.support.jobs import output_digest, wait_state
+from tests.support.network import why_no_namespaces
 from tests.support.processes import wait_for
 from tunesmith import Client
 from tunesmith.errors import TunesmithError
 
-_SMALL_DISK_MIB = 400
 _SETTLE_SECONDS = 180.0
 _DRAIN_SECONDS = 90.0
 
@@ -41,7 +45,7 @@ class Order:
     kinds: Sequence[str]
     steps: int = 300
     num_clients: int = 3
-    num_shapes: int = 3
+    shapes: Sequence[str] = ()  # names; none: all
 
 
 @dataclass
@@ -54,18 +58,26 @@ class Outcome:
 
 
 def run(order: Order, root: Path) -> Outcome:
-    """Runs a campaign in an empty folder."""
-    skipped = unavailable(order)
+    """Runs a campaign on a platform of its own in an empty folder, and looks for what outlived it."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(small_disk(root, order.mode))
+        site = stack.enter_context(running(order.mode, root))
+        site.platform.load_inputs()
+        outcome = on(site, order, root)
+    outcome.problems += _orphans(site)
+    return outcome
+
+
+def on(site: Site, order: Order, root: Path) -> Outcome:
+    """Runs a campaign on a platform that has its inputs; `root` takes the history."""
+    skipped = unavailable(order, site)
     kinds = [kind for kind in order.kinds if kind not in skipped]
     blows = schedule(order.seed, order.kills, order.seconds, order.mode, kinds)
-    with contextlib.ExitStack() as stack:
-        if any(blow.kind == "full_disk" for blow in blows):
-            stack.enter_context(mounts.small_disk(small_disk_folder(root, order.mode), _SMALL_DISK_MIB))
-        site = stack.enter_context(running(order.mode, root))
-        campaign = _Campaign(order, site, root)
-        stack.callback(campaign.history.close)
+    campaign = _Campaign(order, site, root)
+    try:
         problems, report = campaign.run(blows)
-    problems += _orphans(site)
+    finally:
+        campaign.history.close()
     return Outcome(report, problems, skipped)
 
 
@@ -74,10 +86,12 @@ def say(line: str) -> None:
     sys.stderr.write(line + "\n")
 
 
-def unavailable(order: Order) -> dict[str, str]:
-    """Kinds that cannot be made on this machine, with the reason."""
+def unavailable(order: Order, site: Site) -> dict[str, str]:
+    """Kinds that cannot be made here, with the reason."""
     reasons = {
-        "full_disk": mounts.why_no_mounts(),
+        "full_disk": why_no_small_disk(site),
+        "cut_wire": (no_network := why_no_namespaces()),
+        "cut_one_way": no_network,
         "fail_fsync": "" if shutil.which("strace") else "there is no strace",
     }
     return {kind: why for kind, why in reasons.items() if why and kind in order.kinds}
@@ -96,8 +110,8 @@ def _orphans(site: Site) -> list[str]:
 
 class _Campaign:
     def __init__(self, order: Order, site: Site, root: Path) -> None:
-        self._order, self._site = order, site
-        self._shapes = shapes(order.steps)[: order.num_shapes]
+        self._order, self._site, self._root = order, site, root
+        self._shapes = shapes(order.steps, order.mode, order.shapes)
         self.history = History(root / "history.jsonl")
         self._witness = Witness(site)
         self._injector = Injector(site, self.history)
@@ -105,7 +119,6 @@ class _Campaign:
         self._problems: list[str] = []
 
     def run(self, blows: Sequence[Blow]) -> tuple[list[str], dict[str, Any]]:
-        self._site.platform.load_inputs()
         self._witness.start()
         reference = self._undisturbed()
         callers = [
@@ -128,7 +141,7 @@ class _Campaign:
         """Weights of each spec when nobody disturbs it."""
         digests = {}
         with self._site.platform.client() as client:
-            jobs = {shape.name: client.jobs.submit(shape.spec("reference")) for shape in self._shapes}
+            jobs = {shape.name: client.jobs.submit(shape.undisturbed()) for shape in self._shapes}
             for name, job in jobs.items():
                 digests[name] = output_digest(client, wait_state(client, job.name, "SUCCEEDED", seconds=180))
         return digests
@@ -181,7 +194,7 @@ class _Campaign:
 
     def _drain(self, client: Client) -> None:
         """Waits until every point that was logged is stored; what is missing then, the checker names."""
-        jobs = [fact["job"].rpartition("/")[2] for fact in self.history.read("submit_acked")]
+        jobs = [fact["job"].rpartition("/")[2] for fact in self.history.read(*ACCEPTED)]
 
         def drained() -> bool:
             with contextlib.suppress(TunesmithError):
@@ -192,9 +205,14 @@ class _Campaign:
             wait_for(drained, _DRAIN_SECONDS, "all points are stored")
 
     def _report(self, found: Findings) -> dict[str, Any]:
-        jobs = [fact["job"].rpartition("/")[2] for fact in self.history.read("submit_acked")]
+        jobs = [fact["job"].rpartition("/")[2] for fact in self.history.read(*ACCEPTED)]
         records = {job: self._witness.records(job) for job in jobs}
-        times = figures.recoveries(self.history.read("trainer_killed"), records)
+        deaths, blows = self.history.read("trainer_killed"), list(self.history.read("blow"))
+        moves = {job: figures.moves_of(events) for job, events in found.events.items()}
+        got_over = figures.recoveries(deaths, records, moves, blows)
+        self._keep("recoveries", (asdict(one) for one in got_over))
+        told = (event for events in found.events.values() for event in events)
+        self._keep("events", (MessageToDict(event) for event in told))
         return {
             "kills": dict(sorted(self._kills.items())),
             "jobs_accepted": found.jobs_accepted,
@@ -206,6 +224,21 @@ class _Campaign:
             "runs": found.runs,
             "weights_identical": found.weights_identical,
             "second_writers": found.second_writers,
-            "recovery_s": {"p50": figures.percentile(times, 0.5), "p99": figures.percentile(times, 0.99)},
+            "granted": dict(sorted(found.granted.items())),
+            "recovery_s": _times([one.seconds for one in got_over]),
+            "undisturbed_recovery_s": _times([one.seconds for one in got_over if one.undisturbed]),
             "ettr": figures.effective_share(records),
         }
+
+    def _keep(self, name: str, facts: Iterable[dict[str, Any]]) -> None:
+        """Leaves facts for whoever asks afterwards what happened."""
+        lines = (json.dumps(fact) + "\n" for fact in facts)
+        self._root.joinpath(f"{name}.jsonl").write_text("".join(lines))
+
+
+def _times(seconds: Sequence[float]) -> dict[str, float | None]:
+    return {
+        "num": len(seconds),
+        "p50": figures.percentile(seconds, 0.5),
+        "p99": figures.percentile(seconds, 0.99),
+    }

@@ -6,7 +6,7 @@ its public interface, and for the raw rows and blobs its stores, read from outsi
 
 import struct
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -14,12 +14,13 @@ from typing import Any
 from sqlalchemy import create_engine, text
 
 from tests.faults.history import History
-from tests.faults.load import Shape
+from tests.faults.shapes import Shape
 from tests.faults.site import Site
 from tests.faults.spools import Record, Witness
 from tests.support.jobs import output_digest
 from tunesmith import Client
 from tunesmith.api.jobs.v1 import state_pb2
+from tunesmith.api.jobs.v1.events_pb2 import JobEvent
 from tunesmith.errors import NotFound, TunesmithError
 from tunesmith_jobs import machine
 from tunesmith_kit import manifest
@@ -27,7 +28,18 @@ from tunesmith_kit.blobs import BlobStore
 from tunesmith_kit.db import normalise
 
 Points = dict[tuple[str, int], float]
+ACCEPTED = ("submit_acked", "fork_acked")  # facts that promise a job
 _RIGHTLY = {"plain": ("SUCCEEDED",), "cancelled": ("CANCELLED", "SUCCEEDED")}
+
+
+# What may be seen of a job, and the calls that may bring it about.
+_WISHES = {
+    "paused": "pause_called",
+    "resumed": "resume_called",
+    "moved": "move_called",
+    "cancelled": "cancel_called",
+    "forked": "fork_acked",
+}
 
 
 @dataclass
@@ -43,6 +55,8 @@ class Findings:
     runs: int = 0
     weights_identical: int = 0
     second_writers: int = 0
+    granted: Counter[str] = field(default_factory=Counter)  # wishes of clients that came true
+    events: dict[str, list[JobEvent]] = field(default_factory=dict)  # of each job, its whole history
     problems: list[str] = field(default_factory=list)
 
     def say(self, problem: str) -> None:
@@ -70,7 +84,7 @@ class Checker:
 
     def check(self) -> Findings:
         """Looks at every accepted job once."""
-        accepted = {fact["job"]: fact["shape"] for fact in self._history.read("submit_acked")}
+        accepted = {fact["job"]: fact["shape"] for fact in self._history.read(*ACCEPTED)}
         cancelled = {fact["job"] for fact in self._history.read("cancel_acked")}
         seen = {fact["job"]: fact["state"] for fact in self._history.read("terminal_seen")}
         self.found.jobs_accepted = len(accepted)
@@ -95,8 +109,11 @@ class Checker:
             self.found.say(f"{job.name} ({shape.name}) is {job.state}: {_why(job)}")
         records = self._witness.records(job.id)
         self._check_points(job, shape, records)
+        events = list(job.events())
+        self.found.events[job.id] = events
+        self._check_wishes(job, events)
         self._check_checkpoints(job)
-        self._check_writers(job)
+        self._check_writers(job, events)
         if job.succeeded:
             self._check_version(job, shape)
 
@@ -118,15 +135,38 @@ class Checker:
         if wrong:
             self.found.say(f"{job.name}: {len(wrong)} points have another value than logged: {wrong[:3]}")
         steps = sorted(step for key, step in stored if key == "train/loss")
-        if job.succeeded and steps != list(range(1, shape.steps + 1)):
-            self.found.say(f"{job.name}: its {len(steps)} losses are not those of steps 1 to {shape.steps}")
+        first = job.proto.forked_from.step + 1
+        if job.succeeded and steps != list(range(first, shape.steps + 1)):
+            self.found.say(
+                f"{job.name}: its {len(steps)} losses are not those of steps {first} to {shape.steps}"
+            )
+
+    def _check_wishes(self, job: Any, events: Sequence[JobEvent]) -> None:
+        """A fork goes on from what its parent committed; nothing rests, wakes or moves unless asked to."""
+        for fork in self._history.read("fork_acked"):
+            if fork["job"] != job.name:
+                continue
+            origin, parent = job.proto.forked_from, fork["parent"].rpartition("/")[2]
+            committed = {event["digest"] for _, event in self._witness.events(parent, "checkpoint")}
+            if (origin.job, origin.step) != (fork["parent"], fork["step"]) or origin.digest not in committed:
+                self.found.say(f"{job.name}: it was forked from {origin.job} at {origin.step}, asked {fork}")
+        asked = Counter(
+            fact["kind"] for fact in self._history.read(*_WISHES.values()) if fact["job"] == job.name
+        )
+        for wish, number in Counter(_wishes(job, events)).items():
+            self.found.granted[wish] += number
+            if number > asked[_WISHES[wish]]:
+                self.found.say(f"{job.name}: {wish} {number} times, asked {asked[_WISHES[wish]]} times")
 
     def _check_checkpoints(self, job: Any) -> None:
-        known = {entry.digest: entry.step for entry in job.checkpoints()}
-        newest = max(known.values(), default=0)
+        kept = job.checkpoints()
+        known = {entry.digest: entry.step for entry in kept}
+        # After a move or a kill the same step may be committed again, by a newer attempt.
+        newest = max(((entry.step, entry.epoch) for entry in kept), default=(0, 0))
+        ours = {(f["job"], f["epoch"], f["step"]) for f in self._history.read("damaged")}
         for epoch, event in self._witness.events(job.id, "checkpoint"):
-            superseded = event["step"] < newest
-            if event["digest"] not in known and not superseded and not self._refused(job, epoch):
+            excused = (event["step"], epoch) < newest or (job.id, epoch, event["step"]) in ours
+            if event["digest"] not in known and not excused and not self._refused(job, epoch):
                 self.found.say(f"{job.name}: checkpoint of step {event['step']}, attempt {epoch}, is unknown")
         for digest, step in known.items():
             try:
@@ -145,10 +185,10 @@ class Checker:
         )
         return any(attempt.epoch == epoch and attempt.state in ends for attempt in job.attempts())
 
-    def _check_writers(self, job: Any) -> None:
+    def _check_writers(self, job: Any, events: Sequence[JobEvent]) -> None:
         """At most one attempt in force at any revision: the next begins only after the one before ended."""
         in_force: int | None = None
-        for event in job.events():
+        for event in events:
             if event.WhichOneof("event") != "attempt_state_changed":
                 continue
             moved = event.attempt_state_changed
@@ -176,8 +216,8 @@ class Checker:
 
     def _check_unacked(self, accepted: Mapping[str, str]) -> None:
         """A job or version that nobody was promised may exist only for a call that was never answered."""
-        called = {fact["request_id"] for fact in self._history.read("submit_called")}
-        acked = {fact["request_id"] for fact in self._history.read("submit_acked")}
+        called = {fact["request_id"] for fact in self._history.read("submit_called", "fork_called")}
+        acked = {fact["request_id"] for fact in self._history.read(*ACCEPTED)}
         jobs = [job.name for job in self._client.jobs.list(experiment="chaos")]
         doubled = [name for name, number in Counter(jobs).items() if number > 1]
         surplus = [name for name in jobs if name not in accepted]
@@ -192,18 +232,50 @@ class Checker:
                 self.found.say(f"{name} has {number} versions")
 
     def _check_raw_rows(self) -> None:
-        """No two stored rows of a rank hold the same record, whatever the merged curve shows."""
+        """No record lies in two rows, whatever the merged curve shows: neither as it came, nor compacted."""
         engine = create_engine(normalise(self._site.database_url("metrics")))
-        table = "segments" if engine.dialect.name == "sqlite" else "metrics.segments"
-        query = text(f"SELECT job_id, epoch, rank, first_seq, num_records FROM {table} ORDER BY 1, 2, 3, 4")
+        schema = "" if engine.dialect.name == "sqlite" else "metrics."
+        query = text(
+            f"SELECT job_id, epoch, rank, first_seq, num_records FROM {schema}segments ORDER BY 1, 2, 3, 4"
+        )
+        sums = text(
+            f"SELECT job_id, epoch, key, SUM(num_points) AS num FROM {schema}chunks "
+            "WHERE rank = 0 AND job_id NOT LIKE 'node.%' GROUP BY 1, 2, 3"
+        )
         with engine.connect() as connection:
             rows = connection.execute(query).all()
+            compacted = connection.execute(sums).all()
         engine.dispose()
         for before, after in pairwise(rows):
             overlap = before.first_seq + before.num_records - after.first_seq
             if before[:3] == after[:3] and overlap > 0:
-                self.found.points_doubled += overlap
-                self.found.say(f"job {after.job_id}, attempt {after.epoch}: {overlap} records stored twice")
+                self._say_doubled(after.job_id, after.epoch, overlap)
+        logged = {job: self._witness.counts(job) for job in {row.job_id for row in compacted}}
+        for row in compacted:
+            if (surplus := row.num - logged[row.job_id][row.epoch, row.key]) > 0:
+                self._say_doubled(row.job_id, row.epoch, surplus)
+
+    def _say_doubled(self, job_id: str, epoch: int, number: int) -> None:
+        self.found.points_doubled += number
+        self.found.say(f"job {job_id}, attempt {epoch}: {number} records stored twice")
+
+
+def _wishes(job: Any, events: Sequence[JobEvent]) -> Iterator[str]:
+    """Yields what clients' wishes did to a job, as its history has it."""
+    if job.proto.HasField("forked_from"):
+        yield "forked"
+    for event in events:
+        if event.WhichOneof("event") != "state_changed":
+            continue
+        moved = event.state_changed
+        if moved.to_state == machine.PAUSED:
+            yield "paused"
+        elif moved.from_state == machine.PAUSED and moved.to_state == machine.QUEUED:
+            yield "resumed"
+        elif moved.reason == state_pb2.STATE_REASON_MOVED and moved.to_state == machine.QUEUED:
+            yield "moved"
+        elif moved.to_state == machine.CANCELLED:
+            yield "cancelled"
 
 
 def expected_points(records: Sequence[Record]) -> Points:

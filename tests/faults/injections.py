@@ -7,19 +7,19 @@ import asyncio
 import contextlib
 import os
 import random
-import shutil
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
 
+from tests.faults import disks
 from tests.faults.history import History
+from tests.faults.schedule import AIMED
 from tests.faults.site import Site, Trainer, stop_signal
-from tests.support import mounts
 from tests.support.processes import wait_for
 from tunesmith.errors import TunesmithError
 from tunesmith_agent.process import start_ticks
@@ -27,9 +27,7 @@ from tunesmith_kit import streams
 from tunesmith_kit.bus import Bus
 from tunesmith_kit.connection import ApiError
 
-_AIMED = ("kill_trainer", "stop_trainer", "damage_checkpoint", "damage_cache", "fail_fsync")
 _AIM_SECONDS = 30.0  # for a target to come by
-_DAMAGES = ("flip", "truncate", "torn", "missing")
 
 
 class Injector:
@@ -67,13 +65,15 @@ class Injector:
             "stop_postgres": self._stop_postgres,
             "cut_hold": lambda rng, hold: self._cut(rng, hold, reset=False),
             "cut_reset": lambda rng, hold: self._cut(rng, hold, reset=True),
+            "cut_wire": lambda rng, hold: self._cut_wire(rng, hold, one_way=False),
+            "cut_one_way": lambda rng, hold: self._cut_wire(rng, hold, one_way=True),
             "lose_node": self._lose_node,
             "full_disk": self._full_disk,
             "fail_fsync": self._fail_fsync,
         }
         if kind in special:
             # One fault at a time to trainers: else all that wait for a target would hit the same one.
-            with self._only("trainer") if kind in _AIMED else contextlib.nullcontext():
+            with self._only("trainer") if kind in AIMED else contextlib.nullcontext():
                 return special[kind](rng, hold)
         verb, _, what = kind.partition("_")
         if what == "nats" and self._site.mode == "embedded":
@@ -129,7 +129,10 @@ class Injector:
         """Returns a trainer that makes steps, waiting a while for one."""
         deadline = time.monotonic() + _AIM_SECONDS
         while time.monotonic() < deadline and not self.ended.is_set():
-            found = [t for t in self._site.trainers() if _steps(t) and wanted(t)]
+            living = self._site.trainers()
+            # Rank 0 alone logs: where it lives on another node, its peers make steps too.
+            stepping = {(t.job_id, t.epoch) for t in living if _steps(t)}
+            found = [t for t in living if (t.job_id, t.epoch) in stepping and wanted(t)]
             if found:
                 return rng.choice(found)
             self._pause(0.05)
@@ -140,23 +143,26 @@ class Injector:
         if trainer is None:
             return ""
         self._pause(rng.uniform(0, 0.3))  # at any instant, not at the one a step was seen
-        return self._end(trainer)
+        return self._end(trainer, [rng.choice(trainer.pids)])
 
-    def _end(self, trainer: Trainer) -> str:
-        if start_ticks(trainer.pid) is None:
+    def _end(self, trainer: Trainer, pids: Sequence[int]) -> str:
+        living = [pid for pid in pids if start_ticks(pid) is not None]
+        if not living:
             return ""  # it came to its end by itself
-        self._history.add("trainer_killed", job=trainer.job_id, epoch=trainer.epoch, pid=trainer.pid)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(trainer.pid, signal.SIGKILL)
+        self._history.add("trainer_killed", job=trainer.job_id, epoch=trainer.epoch, pids=living)
+        for pid in living:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
         return f"{trainer.job_id}-{trainer.epoch}"
 
     def _stop_trainer(self, rng: random.Random, hold: float) -> str:
         trainer = self._aim(rng)
         if trainer is None:
             return ""
+        pid = rng.choice(trainer.pids)
         for number in (signal.SIGSTOP, signal.SIGCONT):
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(trainer.pid, number)
+                os.killpg(pid, number)
             if number == signal.SIGSTOP:
                 self._pause(hold)
         return f"{trainer.job_id}-{trainer.epoch}"
@@ -168,24 +174,32 @@ class Injector:
         trainer = self._aim(rng, newest)
         if trainer is None:
             return ""
-        stop_signal(trainer.pid, True)  # it must not replace what we damage meanwhile
-        damaged = _damage(newest(trainer), rng)
-        return damaged and f"{self._end(trainer)} {damaged}"
+        for pid in trainer.pids:
+            stop_signal(pid, True)  # it must not replace what we damage meanwhile
+        folders = newest(trainer)
+        damaged = disks.damage(folders, rng)
+        if damaged:
+            step = int(folders[0].name.rpartition("-")[2])
+            self._history.add("damaged", job=trainer.job_id, epoch=trainer.epoch, step=step)
+        else:  # it was just replaced
+            for pid in trainer.pids:
+                stop_signal(pid, False)
+        return damaged and f"{self._end(trainer, trainer.pids)} {damaged}"
 
     def _damage_cache(self, rng: random.Random, hold: float) -> str:
         trainer = self._aim(rng)
         folders = [f for home in self._site.homes() for f in home.glob("cache/*/[0-9a-f]*") if f.is_dir()]
         if trainer is None or not folders:
             return ""
-        damaged = _damage([rng.choice(sorted(folders))], rng)
-        return damaged and f"{self._end(trainer)} {damaged}"
+        damaged = disks.damage([rng.choice(sorted(folders))], rng)
+        return damaged and f"{self._end(trainer, trainer.pids)} {damaged}"
 
     def _wipe_bus(self, rng: random.Random, hold: float) -> str:
         if self._site.mode == "embedded":
             with self._only("up"):
                 self._site.processes["up"].kill()
                 wait_for(lambda: self._site.nats_pid() is None, 10, "nats-server went with its parent")
-                _remove(self._site.platform.root / "data" / "nats")
+                disks.remove(self._site.platform.root / "data" / "nats")
                 self._pause(hold)
                 self._site.processes["up"].start()
             return "nats"
@@ -193,7 +207,7 @@ class Injector:
         with self._only(*names):
             for name in names:
                 self._site.processes[name].kill()
-                _remove(self._site.platform.root / name / "data")
+                disks.remove(self._site.platform.root / name / "data")
             self._pause(hold)
             for name in names:
                 self._site.processes[name].start()
@@ -238,13 +252,27 @@ class Injector:
                 proxy.heal()
         return node
 
+    def _cut_wire(self, rng: random.Random, hold: float, *, one_way: bool) -> str:
+        """A node off the network, or one that only hears, or is only heard."""
+        net = self._site.network
+        assert net is not None
+        node = rng.choice(sorted(net.nodes))
+        cut = rng.choice((net.deafen, net.mute)) if one_way else net.cut
+        with self._only(f"card {node}"):
+            try:
+                cut(node)
+                self._pause(hold)
+            finally:
+                net.heal(node)
+        return f"{node} {cut.__name__}"
+
     def _lose_node(self, rng: random.Random, hold: float) -> str:
         node = rng.choice(sorted(self._site.wires))
         with self._only(node):
             self._site.processes[node].kill()
             for trainer in self._site.trainers():
                 if trainer.folder.parent.parent.name == node:
-                    self._end(trainer)
+                    self._end(trainer, trainer.pids)
             self._pause(hold)
             self._site.processes[node].start()
         return node
@@ -264,46 +292,13 @@ class Injector:
         return f"{trainer.job_id}-{trainer.epoch}"
 
     def _full_disk(self, rng: random.Random, hold: float) -> str:
-        with self._only("disk"), mounts.full(self._site.platform.root / _small_disk(self._site.mode)):
+        with self._only("disk"), disks.full(self._site):
             self._pause(hold)
         return "disk"
 
 
-def small_disk_folder(site_root: Path, mode: str) -> Path:
-    """The folder that a campaign with full disks puts on a small file system: all data, or one node's."""
-    return site_root / _small_disk(mode)
-
-
-def _small_disk(mode: str) -> str:
-    return "data" if mode == "embedded" else "data/node-a"
-
-
 def _steps(trainer: Trainer) -> bool:
     return any(segment.stat().st_size > 500 for segment in trainer.folder.glob("spool/metrics-*.bin"))
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _damage(folders: list[Path], rng: random.Random) -> str:
-    """Damages one file of a folder. Files may be links into the blob store: the copy is damaged, not that."""
-    files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
-    if not files:
-        return ""
-    path, how = rng.choice(files), rng.choice(_DAMAGES)
-    data = bytearray(path.read_bytes())
-    path.unlink()
-    at = rng.randrange(len(data)) if data else 0
-    if how == "flip" and data:
-        data[at] ^= 1 << rng.randrange(8)
-    elif how == "truncate":
-        del data[at:]
-    elif how == "torn":
-        data[at:] = bytes(len(data) - at)
-    if how != "missing":
-        path.write_bytes(data)
-    return f"{how} {path.parent.name}/{path.name}"
 
 
 async def _delete_stream(url: str, token: str, stream: str) -> None:

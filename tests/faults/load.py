@@ -1,71 +1,39 @@
-"""The clients: they submit, repeat what was not answered, cancel some, and write down what they were told."""
+"""The clients: they submit, repeat what was not answered, pause, fork, move and cancel, and write down what
+they were told."""
 
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from tests.faults.history import History
+from tests.faults.shapes import Shape
 from tests.faults.site import Site
 from tunesmith import Client
 from tunesmith.errors import (
     DeadlineExceeded,
     FailedPrecondition,
+    NotFound,
     ResourceExhausted,
     Unavailable,
 )
 
 T = TypeVar("T")
 _POLL_SECONDS = 0.25
-_CANCELLED_SHARE = 0.15
 _REPEATED_SHARE = 0.3
+_REST_SECONDS = 2.0  # at most, of a paused job
+# What a client does to a job of its own, and how often.
+_PLANS = {"nothing": 4.0, "cancel": 1.5, "pause": 2.0, "fork": 1.5, "move": 2.0}
 # What an outage may answer; anything else is a promise broken or a bug of ours.
 _OUTAGE = (Unavailable, DeadlineExceeded, ResourceExhausted)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One spec of which several jobs are made; they must all end with the same weights."""
-
-    name: str
-    training: Mapping[str, Any]
-    adapter: Mapping[str, Any] = field(default_factory=lambda: {"lora": {"r": 4, "dropout": 0.1}})
-
-    @property
-    def steps(self) -> int:
-        """How many steps it takes."""
-        return int(self.training["max_steps"])
-
-    def spec(self, experiment: str) -> dict[str, Any]:
-        """The job file. Retries are without end: here every failure is our own doing."""
-        return {
-            "experiment": experiment,
-            "base_model": "tiny",
-            "dataset": "sums",
-            "adapter": dict(self.adapter),
-            "training": {"num_threads": 1, "learning_rate": 1e-2, **self.training},
-            "retry": {"max_infra_retries": 1000},
-        }
-
-
-def shapes(steps: int) -> list[Shape]:
-    """The specs: dropout and accumulation; noise, evaluation and sparse logging; full weights, plain."""
-    return [
-        Shape("lora", {"max_steps": steps, "seed": 3, "checkpoint_every_steps": 25}),
-        Shape(
-            "accumulating",
-            {
-                "max_steps": steps // 2,
-                "seed": 5,
-                "gradient_accumulation_steps": 2,
-                "eval_every_steps": 40,
-                "eval_fraction": 0.2,
-                "checkpoint_every_steps": 20,
-            },
-        ),
-        Shape("full", {"max_steps": steps, "seed": 7, "checkpoint_every_steps": 40}, {"full": {}}),
-    ]
+# What may rightly be said to a wish that came too late, or that had been heard although nobody answered.
+_REFUSALS = {
+    "cancel": ("JOB_TERMINAL",),
+    "pause": ("JOB_TERMINAL", "STATE_CONFLICT", "CHECKPOINT_MISSING"),
+    "resume": ("JOB_TERMINAL", "STATE_CONFLICT"),
+    "fork": ("CHECKPOINT_MISSING",),
+    "move": ("JOB_TERMINAL", "STATE_CONFLICT", "NODE_UNFIT", "NODE_NOT_FOUND"),
+}
 
 
 class Caller:
@@ -104,9 +72,12 @@ class Caller:
                 self._one_job(client, f"{self._seed}-{self._name}-{number}")
 
     def _one_job(self, client: Client, request_id: str) -> None:
-        shape = self._rng.choice(self._shapes)
-        cancelled = self._rng.random() < _CANCELLED_SHARE
+        shape = self._rng.choices(self._shapes, [shape.weight for shape in self._shapes])[0]
+        plan = self._rng.choices(list(_PLANS), list(_PLANS.values()))[0]
         repeated = self._rng.random() < _REPEATED_SHARE
+        at = self._rng.randrange(shape.steps)
+        if plan == "move" and not (shape.movable and len(self._site.wires) > 1):
+            plan = "pause"
         self._history.add("submit_called", request_id=request_id, shape=shape.name)
 
         def submit() -> Any:
@@ -120,36 +91,84 @@ class Caller:
             again = self._insist(submit)
             if again is not None and again.name != job.name:
                 self.problems.append(f"{request_id} made two jobs: {job.name} and {again.name}")
-        stop_at = self._rng.randrange(shape.steps) if cancelled else None
-        self._follow(client, job.name, stop_at)
+        child = self._follow(client, job.name, shape, plan, at)
+        if child is not None:
+            self._follow(client, child, shape, "nothing", 0)
 
-    def _follow(self, client: Client, name: str, stop_at: int | None) -> None:
-        """Waits for the job's end. What was terminal once must stay so; a revision must never go back."""
-        revision = 0
+    def _follow(self, client: Client, name: str, shape: Shape, plan: str, at: int) -> str | None:
+        """Waits for the job's end and carries the plan out on the way; returns the name of a fork.
+
+        What was terminal once must stay so; a revision must never go back.
+        """
+        revision, child = 0, None
         while not self.give_up.is_set():
             job = self._insist(lambda: client.jobs.get(name))
             if job is None:
-                return
+                return child
             if job.proto.revision < revision:
                 self.problems.append(f"{name} went back from revision {revision} to {job.proto.revision}")
             revision = job.proto.revision
             if job.terminal:
                 self._history.add("terminal_seen", job=name, state=job.state)
-                return
-            if stop_at is not None and job.proto.progress.step >= stop_at:
-                self._cancel(job)
-                stop_at = None
+                return child
+            if job.state == "PAUSED":
+                self.give_up.wait(self._rng.uniform(0, _REST_SECONDS))
+                self._ask("resume", name, job.resume)
+            elif plan != "nothing" and job.proto.progress.step >= at:
+                done, child = self._act(client, job, shape, plan)
+                plan = "nothing" if done else plan
             self.give_up.wait(_POLL_SECONDS)
+        return child
 
-    def _cancel(self, job: Any) -> None:
-        now = self._rng.random() < 0.5
+    def _act(self, client: Client, job: Any, shape: Shape, plan: str) -> tuple[bool, str | None]:
+        """Does what was planned; returns whether it is done with, and the name of a fork."""
+        if plan == "fork":
+            return self._fork(job, shape)
+        if plan == "cancel":
+            now = self._rng.random() < 0.5
+            self._ask("cancel", job.name, lambda: job.cancel(now=now))
+        elif plan == "pause":
+            latest = self._rng.random() < 0.5
+            self._ask("pause", job.name, lambda: job.pause(latest=latest))
+        else:
+            attempts = self._insist(job.attempts) or []
+            here = list(attempts[0].nodes) if attempts else []
+            if job.state != "RUNNING" or not here:
+                return False, None
+            node = self._rng.choice([node for node in sorted(self._site.wires) if node not in here])
+            self._ask("move", job.name, lambda: job.move(node))
+        return True, None
+
+    def _fork(self, job: Any, shape: Shape) -> tuple[bool, str | None]:
+        """Forks a kept checkpoint from which steps are left to make, once there is one."""
+        points = self._insist(job.checkpoints) or []
+        steps = sorted(point.step for point in points if 0 < point.step < shape.steps)
+        if not steps:
+            return False, None
+        request_id, step = f"{job.name}-fork", self._rng.choice(steps)
+        child = self._ask(
+            "fork", job.name, lambda: job.fork(step=step, request_id=request_id), request_id=request_id
+        )
+        if child is None:
+            return True, None
+        self._history.add(
+            "fork_acked", request_id=request_id, shape=shape.name, job=child.name, parent=job.name, step=step
+        )
+        return True, child.name
+
+    def _ask(self, wish: str, name: str, call: Callable[[], T], **facts: str) -> T | None:
+        """Insists on a wish and notes the answer; None when it was rightly refused."""
+        self._history.add(f"{wish}_called", job=name, **facts)
         try:
-            self._insist(lambda: job.cancel(now=now))
-        except FailedPrecondition as error:
-            if error.reason != "JOB_TERMINAL":
+            answer = self._insist(call)
+        except (FailedPrecondition, NotFound) as error:
+            if error.reason not in _REFUSALS[wish]:
                 raise
-            return  # it had ended, or an unanswered call of ours had been heard
-        self._history.add("cancel_acked", job=job.name)
+            self._history.add("refused", wish=wish, job=name, reason=error.reason)
+            return None
+        if answer is not None and wish != "fork":
+            self._history.add(f"{wish}_acked", job=name)
+        return answer
 
     def _insist(self, call: Callable[[], T]) -> T | None:
         """Repeats a call until it is answered; None when the campaign is given up."""

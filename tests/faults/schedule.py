@@ -39,10 +39,20 @@ KINDS = (
     Kind("stop_postgres", 1, (0.5, 4), ("distributed",)),
     Kind("cut_hold", 1, (1, 6), ("distributed",)),
     Kind("cut_reset", 1, (0, 4), ("distributed",)),
+    Kind("cut_wire", 1, (1, 6), ("distributed",)),
+    Kind("cut_one_way", 1, (1, 6), ("distributed",)),
     Kind("lose_node", 0.3, (22, 26), ("distributed",)),
     Kind("full_disk", 0.7, (1, 4)),
     Kind("fail_fsync", 0.7, (2, 5)),
 )
+
+
+# Against the trainers of one job, and nobody else.
+AIMED = ("kill_trainer", "stop_trainer", "damage_checkpoint", "damage_cache", "fail_fsync")
+
+
+LULL_EVERY = 20  # faults
+LULL_SECONDS = 15.0  # before and after one that is to be alone
 
 
 @dataclass(frozen=True)
@@ -62,13 +72,21 @@ def kinds_of(mode: str) -> list[str]:
 
 
 def schedule(seed: int, num_blows: int, seconds: float, mode: str, chosen: Sequence[str]) -> list[Blow]:
-    """Returns `num_blows` faults that begin within about `seconds`; the same arguments give the same ones."""
+    """Returns `num_blows` faults that begin within about `seconds`; the same arguments give the same ones.
+
+    Long schedules have lulls, which come on top: now and then one trainer is killed and nothing else happens,
+    so that there is a figure of what recovery takes when nothing is in its way.
+    """
     rng = random.Random(f"{seed}:{mode}")
     kinds = [kind for kind in KINDS if kind.name in chosen and mode in kind.modes]
     assert kinds, f"none of {', '.join(chosen)} is a fault of the {mode} form"
-    blows = []
+    blows, lull = [], False
     for number in range(num_blows):
         kind = rng.choices(kinds, [kind.weight for kind in kinds])[0]
         gap = min(rng.expovariate(num_blows / seconds), 4 * seconds / num_blows)
-        blows.append(Blow(number, kind.name, gap, rng.uniform(*kind.hold), rng.getrandbits(32)))
+        hold = rng.uniform(*kind.hold)
+        before, lull = lull, "kill_trainer" in chosen and number % LULL_EVERY == LULL_EVERY - 1
+        if lull or before:
+            gap = LULL_SECONDS
+        blows.append(Blow(number, "kill_trainer" if lull else kind.name, gap, hold, rng.getrandbits(32)))
     return blows

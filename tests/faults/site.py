@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from tests.support import postgres
+from tests.support.network import Network, network, why_no_namespaces
 from tests.support.platform import Distributed, Platform, embedded, free_port
 from tests.support.postgres import Postgres
 from tests.support.processes import Process
@@ -20,16 +21,22 @@ from tunesmith_agent.process import start_ticks
 
 MARK = "FAULTS_MARK"  # in the environment of all we start and of all they start: so we know our orphans
 MODES = ("embedded", "distributed")
+NODES = ("node-a", "node-b")
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """A living trainer process that an agent's notes name."""
+    """The living ranks of an attempt on one node, as its agent's notes name them; `pid` is the first's."""
 
-    pid: int
+    pids: tuple[int, ...]
     job_id: str
     epoch: int
     folder: Path
+
+    @property
+    def pid(self) -> int:
+        """Process id, and group, of the first rank that lives."""
+        return self.pids[0]
 
 
 class Site:
@@ -42,9 +49,10 @@ class Site:
         mark: str,
         database: Postgres | None = None,
         wires: dict[str, list[Proxy]] | None = None,
+        network: Network | None = None,
     ) -> None:
         self.mode, self.platform, self.mark, self.database = mode, platform, mark, database
-        self.wires = wires or {}
+        self.wires, self.network = wires or {}, network
 
     @property
     def processes(self) -> dict[str, Process]:
@@ -57,15 +65,17 @@ class Site:
         return sorted(self.platform.root.glob(pattern))
 
     def trainers(self) -> list[Trainer]:
-        """The trainers that run now, in the order of their jobs."""
+        """The trainers that run now, in the order of their jobs; an attempt on two nodes is two of them."""
         found = []
         for notes in (path for home in self.homes() for path in home.glob("runs/*/agent.json")):
             with contextlib.suppress(OSError, ValueError):
                 known = json.loads(notes.read_text())
-                if known["pid"] and start_ticks(known["pid"]) == known["start_ticks"]:
+                ranks = [[known["pid"], known["start_ticks"]], *known["peers"]]
+                living = tuple(pid for pid, ticks in ranks if pid and start_ticks(pid) == ticks)
+                if living:
                     job_id = known["job"].rpartition("/")[2]
-                    found.append(Trainer(known["pid"], job_id, known["epoch"], notes.parent))
-        return sorted(found, key=lambda trainer: (trainer.job_id, trainer.epoch))
+                    found.append(Trainer(living, job_id, known["epoch"], notes.parent))
+        return sorted(found, key=lambda trainer: (trainer.job_id, trainer.epoch, trainer.folder))
 
     def nats_pid(self) -> int | None:
         """Pid of the nats-server that `tunesmith up` started."""
@@ -110,7 +120,8 @@ def running(mode: str, root: Path, slots: int = 2) -> Iterator[Site]:
     mark = secrets.token_hex(8)
     site: Site | None = None
     try:
-        with _embedded(root, mark, slots) if mode == "embedded" else _distributed(root, mark) as site:
+        form = _embedded if mode == "embedded" else _distributed
+        with form(root, {MARK: mark, "TUNESMITH_AGENT_SLOTS": str(slots)}, mark) as site:
             yield site
     finally:
         if site is not None:
@@ -120,29 +131,33 @@ def running(mode: str, root: Path, slots: int = 2) -> Iterator[Site]:
 
 
 @contextlib.contextmanager
-def _embedded(root: Path, mark: str, slots: int) -> Iterator[Site]:
+def _embedded(root: Path, env: dict[str, str], mark: str) -> Iterator[Site]:
     root.mkdir(parents=True, exist_ok=True)
-    env = {MARK: mark, "TUNESMITH_AGENT_SLOTS": str(slots)}
     with embedded(root, env, ports=(free_port(), free_port())) as platform:
         yield Site("embedded", platform, mark)
 
 
 @contextlib.contextmanager
-def _distributed(root: Path, mark: str) -> Iterator[Site]:
+def _distributed(root: Path, env: dict[str, str], mark: str) -> Iterator[Site]:
     root.mkdir(parents=True, exist_ok=True)
     wires: dict[str, list[Proxy]] = {}
-
-    def through(node: str, nats: str, gateway: str) -> tuple[str, str]:
-        targets = [url.removeprefix("nats://") for url in nats.split(",")] + [gateway]
-        proxies = [Proxy(host, int(port)) for host, _, port in (target.partition(":") for target in targets)]
-        wires[node] = proxies
-        return ",".join(f"nats://{proxy.address}" for proxy in proxies[:-1]), proxies[-1].address
-
     with contextlib.ExitStack() as stack:
+        # Where the machine allows, each node has a network of its own, as on machines of their own.
+        net = None if why_no_namespaces() else stack.enter_context(network(NODES))
+        own = net.address if net is not None else "127.0.0.1"
+
+        def through(node: str, nats: str, gateway: str) -> tuple[str, str]:
+            targets = [url.removeprefix("nats://") for url in nats.split(",")] + [gateway]
+            split = (target.partition(":") for target in targets)
+            wires[node] = [Proxy(host, int(port), own) for host, _, port in split]
+            urls = [proxy.address for proxy in wires[node]]
+            return ",".join(f"nats://{url}" for url in urls[:-1]), urls[-1]
+
         database = stack.enter_context(postgres.running())
-        distributed = Distributed(root, database, env={MARK: mark}, wires=through)
+        namespaces = net.nodes if net is not None else None
+        distributed = Distributed(root, database, nodes=NODES, env=env, wires=through, namespaces=namespaces)
         stack.callback(_close, wires)
-        yield Site("distributed", stack.enter_context(distributed.run()), mark, database, wires)
+        yield Site("distributed", stack.enter_context(distributed.run()), mark, database, wires, net)
 
 
 def _close(wires: dict[str, list[Proxy]]) -> None:

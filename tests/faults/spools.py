@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -52,6 +53,10 @@ class Witness:
             for record in read_segment(segment.read_bytes(), int(folder.name.rpartition("-")[2]))
         ]
         return sorted(found, key=lambda record: (record.epoch, record.seq))
+
+    def counts(self, job_id: str) -> Counter[tuple[int, str]]:
+        """How many records of each attempt have each key."""
+        return Counter((record.epoch, key) for record in self.records(job_id) for key in record.values)
 
     def events(self, job_id: str, kind: str) -> list[tuple[int, dict[str, Any]]]:
         """Events of one kind with the attempt that said them; a torn line was never said."""

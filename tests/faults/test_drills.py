@@ -1,5 +1,6 @@
 """Faults that need their moment: everything but the node away, two writers, and a power cut."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import pytest
 from tests.faults.site import Site, Trainer
 from tests.support import mounts
 from tests.support.jobs import check_whole, output_digest, spec, wait_state, wait_step
+from tests.support.network import why_no_namespaces
 from tests.support.processes import wait_for
 from tunesmith import Client
 from tunesmith.errors import Unavailable
@@ -111,6 +113,37 @@ def test_the_first_of_two_writers_is_refused_and_ends(distributed_site: Site, un
         assert len(versions) == 1
         check_whole(site.platform, client.jobs.get(name), STEPS)
         assert output_digest(client, done) == undisturbed
+
+
+@pytest.mark.distributed
+@pytest.mark.timeout(300)
+def test_a_node_that_only_hears_or_is_only_heard_trains_on(distributed_site: Site, undisturbed: str) -> None:
+    net = distributed_site.network
+    if net is None:
+        pytest.skip(why_no_namespaces())
+    with distributed_site.platform.client() as client:
+        name, trainer = started(distributed_site, client, 5)
+        node = trainer.folder.parent.parent.name
+        for cut in (net.deafen, net.mute, net.cut):
+            cut(node)
+            try:
+                _trains_on(trainer)
+            finally:
+                net.heal(node)
+        done = wait_state(client, name, "SUCCEEDED", seconds=120)
+        assert [attempt.epoch for attempt in done.attempts()] == [1], "it was never started again"
+        wait_for(lambda: _num_points(client, name) == STEPS, 60, "every point is stored")
+        check_whole(distributed_site.platform, done, STEPS)
+        assert output_digest(client, done) == undisturbed
+
+
+def _trains_on(trainer: Trainer) -> None:
+    reached = _step(trainer)
+    wait_for(lambda: _step(trainer) >= min(reached + 1, STEPS), 60, "it trains in the dark")
+
+
+def _step(trainer: Trainer) -> int:
+    return int(json.loads((trainer.folder / "status.json").read_text())["step"])
 
 
 def test_a_power_cut_loses_no_accepted_job(tmp_path: Path) -> None:

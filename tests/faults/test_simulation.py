@@ -5,20 +5,14 @@ import json
 import subprocess
 import sys
 
-import pytest
-
-STORIES = 20
+STORIES = 60
 
 
-@pytest.mark.parametrize("seed", [1, 20261122])
-def test_every_story_ends_well(seed: int) -> None:
-    command = [sys.executable, "-m", "tests.faults", "--layer", "sim"]
-    done = subprocess.run(
-        [*command, "--seed", str(seed), "--stories", str(STORIES)],
-        capture_output=True,
-        text=True,
-        timeout=150,
-    )
+def test_every_story_ends_well() -> None:
+    command = [sys.executable, "-m", "tests.faults", "--layer", "sim", "--workers", "2", "--seed", "1"]
+    done = subprocess.run([*command, "--stories", str(STORIES)], capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr[-6000:]
     report = json.loads(done.stdout)
-    assert done.returncode == 0, f"seed {seed}:\n{done.stderr[-6000:]}"
-    assert report["stories"] >= STORIES
+    assert report["stories"]["jobs"] + report["stories"]["points"] >= STORIES
+    assert report["stories"]["states"] >= 10 * STORIES
+    assert not report["broken"]

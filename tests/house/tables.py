@@ -239,6 +239,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "settings": settings,
     "settings-gateway": lambda: own_settings("gateway"),
     "settings-agent": lambda: own_settings("agent"),
+    "settings-metrics": lambda: own_settings("metrics"),
     "metrics": metrics,
     "errors": errors,
     "reasons": reasons,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.bus import TOKEN, connected, running_nats
-from tests.support.wait import until
+from tests.support.wait import until, until_async
 from tunesmith.errors import (
     Aborted,
     DeadlineExceeded,
@@ -79,6 +79,19 @@ async def test_a_server_that_lost_its_disk_is_set_up_again_and_used(tmp_path: Pa
         await asyncio.wait_for(back.wait(), 30)
         await bus.publish(SUBJECT, b"", "after")
         await until(lambda: "after" in seen.deliveries, "the message after the loss")
+
+
+async def test_a_stream_that_nobody_here_reads_is_made_again_when_it_was_deleted(tmp_path: Path) -> None:
+    async with running_nats(tmp_path) as server, connected(server) as bus:
+        deleted = (streams.CMD, f"KV_{streams.LEASE_BUCKET}")
+        for stream in deleted:
+            await bus.connection.api(f"STREAM.DELETE.{stream}")
+
+        async def there() -> bool:
+            known = await bus.connection.api("STREAM.NAMES")
+            return set(deleted) <= set(known["streams"])
+
+        await until_async(there, "the streams are there again")
 
 
 async def test_no_batch_is_dropped_between_the_making_of_a_stream_and_of_its_consumer(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """One writer for all changes: what was answered is kept, what failed undoes itself alone; migrations fit."""
 
 import asyncio
-import importlib
 import signal
 import subprocess
 import sys
@@ -164,7 +163,7 @@ def test_what_was_answered_survives_a_kill(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("service", ["jobs", "registry", "metrics", "gateway"])
 def test_migrations_make_the_tables_of_the_code(service: str, url: str) -> None:
-    metadata = importlib.import_module(f"tunesmith_{service}.tables").METADATA
+    metadata = migrate.metadata(service)
     migrate.upgrade(url, service, metadata)
     migrate.check(url, service, metadata)
     migrate.upgrade(url, service, metadata)  # a second start finds nothing to do

@@ -44,14 +44,16 @@ class Metrics:
 
 
 @asynccontextmanager
-async def running_metrics(folder: Path, server: EmbeddedNats | None = None) -> AsyncIterator[Metrics]:
+async def running_metrics(
+    folder: Path, server: EmbeddedNats | None = None, **settings: object
+) -> AsyncIterator[Metrics]:
     """The service on its own nats-server, or on one that runs already."""
     if server is None:
-        async with running_nats(folder) as own, running_metrics(folder, own) as metrics:
+        async with running_nats(folder) as own, running_metrics(folder, own, **settings) as metrics:
             yield metrics
         return
     async with (
-        running_service("metrics", server, folder) as running,
+        running_service("metrics", server, folder, **settings) as running,
         connected(server, "agent") as bus,
         stub(metrics_pb2_grpc.MetricsServiceStub, running) as metrics_stub,
         stub(metrics_pb2_grpc.LogServiceStub, running) as logs_stub,
@@ -106,10 +108,19 @@ async def send(bus: Bus, message: events_pb2.MetricBatch | events_pb2.LogChunk, 
 
 
 def chunk(
-    offset: int, lines: Sequence[str], *, epoch: int = 1, rank: int = 0, time_us: int = TIME_US
+    offset: int,
+    lines: Sequence[str],
+    *,
+    epoch: int = 1,
+    rank: int = 0,
+    time_us: int = TIME_US,
+    levels: Sequence[events_pb2.LogLevel.ValueType] = (),
+    steps: Sequence[int] = (),
 ) -> events_pb2.LogChunk:
     """A chunk of whole lines that begins at a byte of the log."""
-    message = events_pb2.LogChunk(job_id=JOB, epoch=epoch, rank=rank, offset=offset, time_us=time_us)
+    message = events_pb2.LogChunk(
+        job_id=JOB, epoch=epoch, rank=rank, offset=offset, time_us=time_us, levels=levels, steps=steps
+    )
     for line in lines:
         message.lines.append(line)
         message.line_offsets.append(offset + message.num_bytes)

@@ -10,10 +10,10 @@ _CHUNK = 65536
 
 
 class Proxy:
-    """Forwards 127.0.0.1:`port` to a target. Runs on an event loop in a thread of its own."""
+    """Forwards `own`:`port` to a target. Runs on an event loop in a thread of its own."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._target = (host, port)
+    def __init__(self, host: str, port: int, own: str = "127.0.0.1") -> None:
+        self._target, self._own = (host, port), own
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
@@ -21,13 +21,13 @@ class Proxy:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._passing = self._call(self._event())
         self._refusing = False
-        self._server = self._call(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        self._server = self._call(asyncio.start_server(self._serve, own, 0))
         self.port: int = self._server.sockets[0].getsockname()[1]
 
     @property
     def address(self) -> str:
         """Where clients connect."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self._own}:{self.port}"
 
     def hold(self) -> None:
         """Lets nothing through; connections stay open, as behind a dead switch."""

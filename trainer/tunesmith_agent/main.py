@@ -1,5 +1,6 @@
 """Wires the agent."""
 
+import os
 import socket
 from dataclasses import dataclass
 
@@ -10,11 +11,16 @@ from tunesmith_agent.agent import Agent, NodeFacts, default_node_id
 from tunesmith_agent.attempt import Tools
 from tunesmith_agent.folder import Notes, RunFolder
 from tunesmith_agent.gpus import find_gpus
+from tunesmith_agent.health import Health, Limits
+from tunesmith_agent.host import Host
 from tunesmith_agent.inputs import InputCache
 from tunesmith_agent.process import ForkServer
+from tunesmith_agent.redaction import Redactor
 from tunesmith_agent.reporter import Reporter
 from tunesmith_agent.shipper import Shipper
 from tunesmith_agent.snapshots import SnapshotMemory
+from tunesmith_agent.telemetry import Sampler
+from tunesmith_agent.trainer_status import step_of
 from tunesmith_kit import rpc
 from tunesmith_kit.blobs import BlobStore
 from tunesmith_kit.bus import Bus
@@ -41,6 +47,25 @@ class AgentSettings(ServiceSettings):
         "/dev/shm",
         "folder in memory for the trainers' snapshots; empty: none, and a killed trainer redoes more",
     )
+    gpus: str = setting("nvml", "where GPUs are read: nvml, none, or fake:FILE for tests")
+    telemetry_seconds: float = setting(2.0, "seconds between two samples of the node, 0.1 or more")
+    gpu_hot_celsius: float = setting(95.0, "temperature at which a GPU is too hot")
+    gpu_hot_seconds: float = setting(60.0, "seconds a GPU must be too hot before its node is cordoned")
+    disk_free_gb: float = setting(
+        1.0, "gigabytes free where runs lie below which the node tells of a full disk"
+    )
+
+    def limits(self) -> Limits:
+        """Returns when heat and a full disk become faults; `InvalidArgument` for a span that is none."""
+        if not 0.1 <= self.telemetry_seconds <= 60:
+            raise InvalidArgument(
+                "SETTING_INVALID",
+                "samples are taken every 0.1 to 60 seconds",
+                field="TUNESMITH_AGENT_TELEMETRY_SECONDS",
+                value=str(self.telemetry_seconds),
+                remedy="say 1 or 2",
+            )
+        return Limits(self.gpu_hot_celsius, self.gpu_hot_seconds, self.disk_free_gb * 1e9)
 
 
 def _labels(text: str) -> dict[str, str]:
@@ -63,11 +88,15 @@ async def build(settings: AgentSettings, telemetry: Telemetry) -> Running:
     metrics = metrics_pb2_grpc.MetricsServiceStub(channel)
     bus = await Bus.connect(settings.nats_url, settings.nats_token, f"node/{node_id}", ensure_streams=False)
     blobs = BlobStore.open(settings.blobs())
+    redactor = Redactor.of(os.environ, settings)
 
     def shipper(notes: Notes, folder: RunFolder, rank: int) -> Shipper:
         # Rank 0 alone writes metrics; the others have a log.
         spool = folder.spool if rank == 0 else folder.spool / f"rank-{rank}"
-        return Shipper(notes, spool, folder.log(rank), rank, bus, metrics, metadata)
+        log = folder.log(rank)
+        return Shipper(
+            notes, spool, log, rank, bus, metrics, metadata, redactor, lambda: step_of(folder), blobs
+        )
 
     home = settings.data_dir.absolute() / "nodes" / node_id
     tools = Tools(
@@ -88,7 +117,10 @@ async def build(settings: AgentSettings, telemetry: Telemetry) -> Running:
     )
     address = settings.address or socket.gethostname()
     facts = NodeFacts(node_id, address, _labels(settings.labels), settings.slots)
-    agent = Agent(facts, home / "runs", bus, nodes, metadata, tools, find_gpus())
+    gpus, runs = find_gpus(settings.gpus), home / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    sampler = Sampler(node_id, bus, gpus, Host(runs), Health(settings.limits()), settings.telemetry_seconds)
+    agent = Agent(facts, runs, bus, nodes, metadata, tools, gpus, sampler)
     lease = Lease(bus, lease_key("node", node_id), f"node/{node_id}")
     lease.start()
     await agent.start()

@@ -7,22 +7,31 @@ stands still (a wiped bus, a lost message), the rest is sent again; the store kn
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 
 from tunesmith.api.metrics.v1 import events_pb2, metrics_pb2, metrics_pb2_grpc
+from tunesmith.errors import TunesmithError
 from tunesmith_agent.folder import Notes
 from tunesmith_agent.logs import LogTail
+from tunesmith_agent.redaction import Redactor
 from tunesmith_agent.spool import Record, SpoolReader, pack
 from tunesmith_kit import subjects
+from tunesmith_kit.blobs import BlobStore
 from tunesmith_kit.bus import Bus
 from tunesmith_kit.connection import Message, Subscription
 
 log = logging.getLogger(__name__)
 NODE_RANK = 65535
 _MOST_RECORDS = 20_000  # read at once
+_MOST_AHEAD = 100_000  # records sent and not yet stored: more would only wait elsewhere
+_FLUSH_SECONDS = 0.2
+_VIEWED_FLUSH_SECONDS = 0.05
+_VIEWED_SECONDS = 10.0  # who watches says so again within them
 _STILL_SECONDS = 5.0  # without progress of the watermark before we ask, and send again
+_LONGEST_STILL_SECONDS = 60.0  # of a store that takes nothing, for the project is full or it is away
 
 
 class Shipper:
@@ -37,49 +46,90 @@ class Shipper:
         bus: Bus,
         metrics: "metrics_pb2_grpc.MetricsServiceAsyncStub",
         metadata: tuple[tuple[str, str], ...],
+        redactor: Redactor | None = None,
+        step: Callable[[], int] = lambda: 0,
+        blobs: BlobStore | None = None,
     ) -> None:
         self._notes, self._bus, self._metrics, self._metadata = notes, bus, metrics, metadata
         self._rank = rank
         self._reader = SpoolReader(spool)
-        self._log = LogTail(log_path, notes.job_id, notes.epoch, rank)
+        self._log = LogTail(log_path, notes.job_id, notes.epoch, rank, redactor, step)
+        self._media, self._blobs = spool.parent / "media", blobs
         self._sent_seq = self._stored_seq = 0
         self._stored_offset = 0
         self._round = 0
         self._moved = time.monotonic()
+        self._patience = _STILL_SECONDS
+        self._flushed = self._viewed = float("-inf")
         self._node_seq: int | None = None
-        self._subscription: Subscription | None = None
+        self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
         """Begins to hear watermarks and finds out what is stored already."""
-        subject = subjects.any_watermark(self._notes.project, self._notes.job_id)
-        self._subscription = await self._bus.subscribe(subject, self._hear)
+        project, job_id = self._notes.project, self._notes.job_id
+        self._subscriptions = [
+            await self._bus.subscribe(subjects.any_watermark(project, job_id), self._hear),
+            await self._bus.subscribe(subjects.viewed(project, job_id), self._hear_viewer),
+        ]
         await self._ask()
         self._sent_seq, self._log.offset = self._stored_seq, self._stored_offset
 
     async def stop(self) -> None:
-        """Stops hearing watermarks."""
-        if self._subscription is not None:
-            await self._subscription.close()
+        """Stops hearing watermarks and viewers."""
+        for subscription in self._subscriptions:
+            await subscription.close()
 
     async def tick(self, ended: bool = False) -> bool:
-        """Sends what came since the last call; tells whether all that lies in the folder was looked at.
+        """Sends what came since the last call, five times a second, or more often while somebody watches;
+        tells whether all that lies in the folder was looked at.
 
-        While the bus is away everything stays in the folder, unread.
+        While the bus is away everything stays in the folder, unread; so it does while much is not stored yet.
         """
-        if not self._bus.connected:
+        if not self._bus.connected or not (ended or self._due()):
             return False
-        if self._behind() and time.monotonic() - self._moved > _STILL_SECONDS:
+        self._flushed = time.monotonic()
+        if self._behind() and time.monotonic() - self._moved > self._patience:
             await self._send_again()
-        records = await asyncio.to_thread(self._reader.read, self._sent_seq, _MOST_RECORDS)
-        for batch in pack(self._notes.job_id, self._notes.epoch, self._rank, records):
-            await self._send(batch)
-            self._sent_seq = batch.first_seq + batch.num_records - 1
+        complete = await self._send_records()
         while (chunk := self._log.read(ended)) is not None:
             subject = subjects.logs(self._notes.project, chunk.job_id, chunk.epoch, chunk.rank)
             msg_id = f"{chunk.job_id}:{chunk.epoch}:{chunk.rank}:{chunk.offset}"
             await self._publish(subject, chunk.SerializeToString(), msg_id)
         self._reader.trim(self._stored_seq)
-        return len(records) < _MOST_RECORDS
+        return complete
+
+    def _due(self) -> bool:
+        now = time.monotonic()
+        viewed = now - self._viewed < _VIEWED_SECONDS
+        return now - self._flushed >= (_VIEWED_FLUSH_SECONDS if viewed else _FLUSH_SECONDS)
+
+    async def _send_records(self) -> bool:
+        """Sends metric records; tells whether none are left."""
+        if self._sent_seq - self._stored_seq > _MOST_AHEAD:
+            return False
+        items = await asyncio.to_thread(self._reader.read, self._sent_seq, _MOST_RECORDS)
+        first = self._sent_seq
+        for batch in pack(self._notes.job_id, self._notes.epoch, self._rank, items):
+            if batch.rich and not await asyncio.to_thread(self._upload, batch):
+                self._reader.rewind()  # from this batch on it is tried again
+                return False
+            await self._send(batch)
+            self._sent_seq = batch.first_seq + batch.num_records - 1
+        return self._sent_seq - first < _MOST_RECORDS
+
+    def _upload(self, batch: events_pb2.MetricBatch) -> bool:
+        """Puts the pictures of a batch into the store of blobs; False when that cannot be done now."""
+        for value in batch.rich:
+            digest = value.picture.digest
+            path = self._media / digest
+            if not digest or self._blobs is None or not path.is_file():
+                continue  # a trainer that promised a file and wrote none keeps nobody else waiting
+            try:
+                self._blobs.put_file(path)
+            except (TunesmithError, OSError) as error:
+                log.warning("a picture cannot be stored now", extra={"digest": digest, "problem": str(error)})
+                return False
+        return True
 
     async def send_node_series(self, step: int, values: dict[str, float]) -> None:
         """Sends one sample of the node beside the run's curves; `step` is seconds since the run began."""
@@ -120,6 +170,9 @@ class Shipper:
         future = await self._bus.publish_soon(subject, payload, fresh, deadline=60)
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
+    async def _hear_viewer(self, message: Message) -> None:
+        self._viewed = time.monotonic()
+
     async def _hear(self, message: Message) -> None:
         self._take(events_pb2.WatermarkAdvanced.FromString(message.payload))
 
@@ -128,6 +181,7 @@ class Shipper:
             return
         if mark.metrics_seq > self._stored_seq or mark.log_offset > self._stored_offset:
             self._moved = time.monotonic()
+            self._patience = _STILL_SECONDS
         self._stored_seq = max(self._stored_seq, mark.metrics_seq)
         self._stored_offset = max(self._stored_offset, mark.log_offset)
 
@@ -156,9 +210,12 @@ class Shipper:
             self._take(mark)
 
     async def _send_again(self) -> None:
+        before = self._stored_seq, self._stored_offset
         self._moved = time.monotonic()
         self._round += 1
         await self._ask()
+        if before == (self._stored_seq, self._stored_offset):
+            self._patience = min(2 * self._patience, _LONGEST_STILL_SECONDS)
         if self._sent_seq > self._stored_seq:
             self._reader.rewind()
             self._sent_seq = self._stored_seq

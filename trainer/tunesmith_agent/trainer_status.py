@@ -3,6 +3,12 @@
 from typing import Any
 
 from tunesmith.api.jobs.v1 import state_pb2
+from tunesmith_agent.folder import RunFolder
+
+
+def step_of(folder: RunFolder) -> int:
+    """Returns the step the trainer has finished; 0 before the first."""
+    return int((folder.status() or {}).get("step") or 0)
 
 
 def progress_of(status: dict[str, Any]) -> state_pb2.Progress:

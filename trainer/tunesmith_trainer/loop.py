@@ -296,13 +296,15 @@ class Loop:
         run = self.session.run
         if not self.session.group.leads:
             return
-        for prompt in run.spec.sample_prompts:
+        for number, prompt in enumerate(run.spec.sample_prompts):
             if when == "before" and prompt in run.answered:
                 continue
             self._enter(self.phase)
             with span(self.session.events, "sample", when=when):
                 text = answer(self.session.model, prompt)
             self.session.events.event("sample", prompt=prompt, when=when, text=text)
+            if self.session.metrics is not None:
+                self.session.metrics.text(self.progress.step, f"sample/{number}", f"{prompt}\n\n{text}")
 
     def _enter(self, phase: Phase) -> None:
         """Pass a phase boundary: show it when a status is due, and hear what the agent wants."""

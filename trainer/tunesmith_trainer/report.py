@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -9,10 +10,11 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 SEGMENT_BYTES = 4 * 1024 * 1024
 STATUS_INTERVAL_SECONDS = 0.5
@@ -36,7 +38,10 @@ _STATUS_FIELDS = (
     "checkpoint_age_seconds",
 )
 _MAGIC = b"TSMETR01"
-_KEY, _STEP = 1, 2
+_KEY, _STEP, _RICH = 1, 2, 3
+_HISTOGRAM, _TEXT, _PICTURE = 1, 2, 3
+_KEY_BYTES, _TEXT_BYTES, _MOST_COUNTS, _MOST_IDS = 256, 64 * 1024, 512, 2**16 - 1
+_PICTURES = ("image/png", "image/jpeg", "image/webp")
 _HEAD = struct.Struct("<II")
 _HEAD_BYTES = _HEAD.size
 
@@ -89,42 +94,121 @@ class _Segments:
             self._descriptor = -1
 
 
+class _Layout(NamedTuple):
+    """How records of one set of keys are packed: into a buffer that is used again and again."""
+
+    pack_into: Callable[..., None]
+    ids: tuple[int, ...]
+    buffer: bytearray
+    body: memoryview
+
+
 class MetricSpool:
-    """Appends step records: one `write(2)` each, about 4 µs for 10 values."""
+    """Appends records: one `write(2)` each, about 4 µs for 10 values."""
 
     def __init__(self, folder: Path) -> None:
         self._segments = _Segments(folder, "metrics", "bin")
+        self._media = folder.parent / "media"
         self._seq = max((seq for path in self._segments.paths() for seq in _last_seq(path)), default=0)
         self._ids: dict[str, int] = {}
-        self._layouts: dict[tuple[str, ...], tuple[struct.Struct, tuple[int, ...], bytearray]] = {}
+        self._named: set[str] = set()  # in the segment that is being written
+        self._layouts: dict[tuple[str, ...], _Layout] = {}
 
     def write(self, step: int, keys: tuple[str, ...], values: Sequence[float]) -> None:
-        """Append the values of `keys` at `step`."""
+        """Append the values of `keys` at `step`. Raises ValueError for a key that cannot be."""
         layout = self._layouts.get(keys)
         if layout is None or self._segments.full():
             layout = self._prepare(keys)
-        form, ids, buffer = layout
+        pack_into, ids, buffer, body = layout
         self._seq += 1
-        form.pack_into(
+        pack_into(
             buffer, _HEAD_BYTES, _STEP, self._seq, step, time.time_ns() // 1000, len(keys), *ids, *values
         )
-        _HEAD.pack_into(buffer, 0, len(buffer) - 4, zlib.crc32(memoryview(buffer)[_HEAD_BYTES:]))
+        _HEAD.pack_into(buffer, 0, len(buffer) - 4, zlib.crc32(body))
         self._segments.append(buffer)
+
+    def histogram(self, step: int, key: str, edges: Sequence[float], counts: Sequence[int]) -> None:
+        """Append a distribution: how many numbers lie between each two of `edges`, at most 512 counts."""
+        if not 1 <= len(counts) <= _MOST_COUNTS or len(edges) != len(counts) + 1:
+            raise ValueError(f"a histogram has 1 to {_MOST_COUNTS} counts and one edge more")
+        if not all(low < high for low, high in pairwise(edges)) or min(counts) < 0:
+            raise ValueError("the edges of a histogram ascend, and no count is below 0")
+        form = f"<H{len(edges)}d{len(counts)}q"
+        self._write_rich(step, key, _HISTOGRAM, struct.pack(form, len(counts), *edges, *counts))
+
+    def text(self, step: int, key: str, text: str) -> None:
+        """Append a text; what goes beyond 64 KiB is cut."""
+        data = text.encode(errors="replace")
+        if len(data) > _TEXT_BYTES:
+            data = data[: _TEXT_BYTES - 4].decode(errors="ignore").encode() + "…".encode()
+        self._write_rich(step, key, _TEXT, data)
+
+    def picture(
+        self,
+        step: int,
+        key: str,
+        data: bytes,
+        media_type: str,
+        *,
+        size: tuple[int, int] = (0, 0),
+        caption: str = "",
+    ) -> None:
+        """Append a picture, the bytes of a PNG, JPEG or WebP file; `size` is width and height, if known."""
+        if media_type not in _PICTURES:
+            raise ValueError(f"a picture is one of {', '.join(_PICTURES)}, not {media_type}")
+        digest = hashlib.sha256(data).hexdigest()
+        path = self._media / digest
+        if not path.exists():  # before the record: whoever reads that finds the file whole
+            self._media.mkdir(exist_ok=True)
+            hidden = self._media / f".{digest}.tmp"
+            hidden.write_bytes(data)
+            hidden.replace(path)
+        facts = {"digest": digest, "media_type": media_type, "width": size[0], "height": size[1]}
+        facts |= {"size_bytes": len(data), "caption": caption[:1000]}
+        self._write_rich(step, key, _PICTURE, json.dumps(facts, ensure_ascii=False).encode())
 
     def close(self) -> None:
         """Close the segment; the next writer begins a new one."""
         self._segments.close()
 
-    def _prepare(self, keys: tuple[str, ...]) -> tuple[struct.Struct, tuple[int, ...], bytearray]:
+    def _write_rich(self, step: int, key: str, kind: int, data: bytes) -> None:
+        self._begin()
+        key_id = self._name(key)
+        self._seq += 1
+        head = struct.pack("<BQqqHB", _RICH, self._seq, step, time.time_ns() // 1000, key_id, kind)
+        body = head + data
+        self._segments.append(_HEAD.pack(len(body) + 4, zlib.crc32(body)) + body)
+
+    def _begin(self) -> None:
+        """Start a segment where one is needed; each names every key before its first use there."""
         if self._segments.full():
             self._segments.roll(_MAGIC)
-            self._layouts.clear()  # each segment names every key before its first use there
-        for key in keys:
-            key_id = self._ids.setdefault(key, len(self._ids))
-            body = struct.pack("<BH", _KEY, key_id) + key.encode()[:256]
+            self._layouts.clear()
+            self._named.clear()
+
+    def _name(self, key: str) -> int:
+        name = key.encode()
+        if not 1 <= len(name) <= _KEY_BYTES or not key.isprintable():
+            raise ValueError(
+                f"a metric's key has 1 to {_KEY_BYTES} bytes and no control characters, not {key[:80]!r}"
+            )
+        key_id = self._ids.setdefault(key, len(self._ids))
+        if key_id > _MOST_IDS:
+            raise ValueError(f"an attempt logs at most {_MOST_IDS + 1} different metrics")
+        if key not in self._named:
+            body = struct.pack("<BH", _KEY, key_id) + name
             self._segments.append(_HEAD.pack(len(body) + 4, zlib.crc32(body)) + body)
+            self._named.add(key)
+        return key_id
+
+    def _prepare(self, keys: tuple[str, ...]) -> _Layout:
+        if len(set(keys)) != len(keys):
+            raise ValueError("a key comes twice")
+        self._begin()
+        ids = tuple(map(self._name, keys))
         form = struct.Struct(f"<BQqqH{len(keys)}H{len(keys)}d")
-        layout = (form, tuple(self._ids[key] for key in keys), bytearray(_HEAD_BYTES + form.size))
+        buffer = bytearray(_HEAD_BYTES + form.size)
+        layout = _Layout(form.pack_into, ids, buffer, memoryview(buffer)[_HEAD_BYTES:])
         self._layouts[keys] = layout
         return layout
 
@@ -138,7 +222,7 @@ def _last_seq(path: Path) -> Iterator[int]:
         body = data[at + _HEAD_BYTES : at + 4 + length]
         if len(body) != length - 4 or zlib.crc32(body) != crc:
             return
-        if body[0] == _STEP:
+        if body[0] in (_STEP, _RICH):
             yield int.from_bytes(body[1:9], "little")
         at += 4 + length
 

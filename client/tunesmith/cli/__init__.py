@@ -24,7 +24,11 @@ COMMANDS = {
     "list": _Entry("Jobs", "tunesmith.cli.jobs:list_jobs", "List jobs, newest first."),
     "show": _Entry("Jobs", "tunesmith.cli.jobs:show", "Show one job in full."),
     "watch": _Entry("Jobs", "tunesmith.cli.follow:watch", "Follow a job live: progress, loss, time left."),
-    "logs": _Entry("Jobs", "tunesmith.cli.follow:logs", "Print or follow the log of a job."),
+    "logs": _Entry("Jobs", "tunesmith.cli.logs:logs", "Print, search or follow the log of a job."),
+    "metrics": _Entry(
+        "Jobs", "tunesmith.cli.metrics:metrics", "Show the curves of a job, or write them into a file."
+    ),
+    "runs": _Entry("Jobs", "tunesmith.cli.runs:runs", "List jobs by their results and settings."),
     "pause": _Entry("Jobs", "tunesmith.cli.lifecycle:pause", "Let a job rest with a checkpoint."),
     "resume": _Entry("Jobs", "tunesmith.cli.lifecycle:resume", "Queue a paused job again."),
     "cancel": _Entry("Jobs", "tunesmith.cli.lifecycle:cancel", "End a job, with a checkpoint or at once."),
@@ -47,6 +51,7 @@ COMMANDS = {
         "Data and models", "tunesmith.cli.datasets:datasets", "Import, check and list datasets."
     ),
     "models": _Entry("Data and models", "tunesmith.cli.models:models", "Base models, models and versions."),
+    "alerts": _Entry("Fleet", "tunesmith.cli.alerts:alerts", "Alert rules, what they found, who is told."),
     "nodes": _Entry("Fleet", "tunesmith.cli.nodes:nodes", "The machines of the fleet: list, close, open."),
     "quota": _Entry("Fleet", "tunesmith.cli.quota:quota", "What the project may use of the fleet."),
     "version": _Entry("Help", "tunesmith.cli.about:version", "Print the versions of client and server."),

@@ -1,15 +1,14 @@
-"""`tunesmith watch | logs`: following a job to its end."""
+"""`tunesmith watch`: following a job to its end."""
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
 
 from tunesmith.api.jobs.v1 import jobs_pb2, state_pb2
 from tunesmith.cli.failure import JOB_FAILED, detail, say
-from tunesmith.cli.session import connect, console
+from tunesmith.cli.session import connect
 
 if TYPE_CHECKING:
     from tunesmith.faces import Sync
@@ -60,46 +59,3 @@ def show_failure(job: jobs_pb2.Job) -> None:
     say("failed:", job.failure.message or f"job {job.display_name} failed", "red")
     detail("reason:", job.failure.reason)
     detail("remedy:", job.failure.remedy)
-
-
-@click.command()
-@click.argument("job")
-@click.option("-f", "--follow", is_flag=True, help="Go on to the end of the job.")
-@click.option("--tail", type=click.IntRange(0, 10_000), help="Only the last lines of what is there.")
-@click.option("--contains", default="", help="Only lines with this text.")
-@click.option("--attempt", type=click.IntRange(min=1), help="Only this attempt.")
-@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON per log line.")
-@click.pass_context
-def logs(
-    ctx: click.Context,
-    job: str,
-    follow: bool,
-    tail: int | None,
-    contains: str,
-    attempt: int | None,
-    as_json: bool,
-) -> None:
-    """Print what the trainer of JOB wrote, all attempts in order.
-
-    \b
-    Examples:
-      tunesmith logs support-bot-k3f9 --tail 20
-      tunesmith logs support-bot-k3f9 -f --contains loss
-    """
-    with connect(ctx) as client:
-        found = client.jobs.get(job)
-        out, epoch = console(), 0
-        for line in found.logs(follow=follow, contains=contains, tail=tail, epoch=attempt or 0):
-            if as_json:
-                record = {
-                    "epoch": line.epoch,
-                    "rank": line.rank,
-                    "time": line.time.ToJsonString(),
-                    "text": line.text,
-                }
-                click.echo(json.dumps(record, ensure_ascii=False))
-                continue
-            if epoch not in (0, line.epoch):
-                out.print(f"— attempt {line.epoch} —", style="dim")
-            epoch = line.epoch
-            click.echo(line.text)

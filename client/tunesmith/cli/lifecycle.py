@@ -255,7 +255,8 @@ def _pair(label: str) -> tuple[str, str]:
 @click.argument("job")
 @click.pass_context
 def delete(ctx: click.Context, job: str) -> None:
-    """Hide the finished JOB for good. Its model versions and curves stay, and its name stays taken."""
+    """Hide the finished JOB for good. Its metrics and logs are deleted, its model versions stay, and its name
+    stays taken."""
     with connect(ctx) as client:
         client.jobs.get(job).delete()
     console().print(f"[bold]{escape(job)}[/bold]  deleted")

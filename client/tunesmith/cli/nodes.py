@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
 import click
 from rich.markup import escape
 
@@ -9,10 +14,18 @@ from tunesmith import names
 from tunesmith.api.common.v1 import common_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
 from tunesmith.cli import text
+from tunesmith.cli.failure import say
+from tunesmith.cli.moment import Moment
 from tunesmith.cli.session import connect, console
 from tunesmith.cli.table import print_facts, print_json, print_table
+from tunesmith.errors import TunesmithError
+
+if TYPE_CHECKING:
+    from tunesmith.client import Client
+    from tunesmith.metrics import Series
 
 _STATES = nodes_pb2.DESCRIPTOR.enum_types_by_name["NodeState"]
+_SPARK_WIDTH = 40
 _STYLES = {"READY": "green", "LOST": "red", "CORDONED": "yellow", "DRAINING": "yellow"}
 
 
@@ -24,6 +37,7 @@ def nodes() -> None:
     Examples:
       tunesmith nodes list
       tunesmith nodes show gpu-box-1
+      tunesmith nodes history gpu-box-1 "gpu*/temperature_celsius" --since 2h
       tunesmith nodes drain gpu-box-1 --reason "new disk" --wait
     """
 
@@ -61,9 +75,10 @@ def list_nodes(ctx: click.Context, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def show(ctx: click.Context, node: str, as_json: bool) -> None:
-    """Show one node."""
+    """Show one node, and what it measured in the last quarter of an hour."""
     with connect(ctx) as client:
         found = client.nodes.get(node)
+        curves = {} if as_json else _recent(client, node)
     if as_json:
         print_json(found)
         return
@@ -83,8 +98,74 @@ def show(ctx: click.Context, node: str, as_json: bool) -> None:
     )
     for condition in found.conditions:
         holds = condition.status == common_pb2.CONDITION_STATUS_TRUE
-        mark = "[green]yes[/green]" if holds else "[yellow]no[/yellow]"
-        out.print(f"{condition.type}: {mark} {escape(condition.message or condition.reason)}")
+        good = holds != condition.type.startswith(("Fault/", "Cordoned"))
+        mark = f"[{'green' if good else 'yellow'}]{'yes' if holds else 'no'}[/]"
+        out.print(f"{escape(condition.type)}: {mark} {escape(condition.message or condition.reason)}")
+    if curves:
+        _print_curves(curves)
+
+
+@nodes.command()
+@click.argument("node")
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@click.option(
+    "--since", type=Moment(), default="1h", show_default=True, help="15m, 2h, 30d, or a date and time."
+)
+@click.option("--points", type=click.IntRange(1, 100_000), default=600, show_default=True,
+              help="Most points a curve; of more than these each stands for a bucket.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array of curves.")
+@click.pass_context
+def history(
+    ctx: click.Context,
+    node: str,
+    keys: tuple[str, ...],
+    since: datetime | timedelta,
+    points: int,
+    as_json: bool,
+) -> None:
+    """Show what NODE measured of itself: all curves, or those of each KEY. A star means every GPU.
+
+    \b
+    Examples:
+      tunesmith nodes history gpu-box-1
+      tunesmith nodes history gpu-box-1 "gpu*/temperature_celsius" --since 2d
+      tunesmith nodes history gpu-box-1 cpu/percent --since 30d --json
+    """
+    with connect(ctx) as client:
+        found = client.nodes.series(node, *keys, since=since, max_points=points)
+    if as_json:
+        click.echo(json.dumps([_record(curve) for curve in found.values()]))
+        return
+    _print_curves(found)
+
+
+def _record(curve: Series) -> dict[str, object]:
+    return {
+        "key": curve.key,
+        "times": [int(step) for step in curve.steps],
+        "values": [float(value) for value in curve.values],
+        "min_values": [float(value) for value in curve.min_values],
+        "max_values": [float(value) for value in curve.max_values],
+    }
+
+
+def _print_curves(curves: Mapping[str, Series]) -> None:
+    rows = []
+    for key, curve in curves.items():
+        values = [float(value) for value in curve.values]
+        lows = [float(value) for value in curve.min_values] or values
+        highs = [float(value) for value in curve.max_values] or values
+        shown = (values[-1], min(lows), max(highs))
+        rows.append(
+            (escape(key), *(_value(key, each) for each in shown), text.sparkline(values, _SPARK_WIDTH))
+        )
+    print_table(["KEY", "LAST", "LEAST", "MOST", ""], rows, "nothing was measured in this time")
+
+
+def _value(key: str, value: float) -> str:
+    if "bytes" in key:
+        return text.size(value) + ("/s" if key.endswith("_per_second") else "")
+    return f"{value:.4g}"
 
 
 @nodes.command()
@@ -121,6 +202,14 @@ def drain(ctx: click.Context, node: str, reason: str, wait: bool, as_json: bool)
         if wait:
             found = client.nodes.emptied(node)
         _print_node(found, as_json)
+
+
+def _recent(client: Client, node: str) -> Mapping[str, Series]:
+    try:
+        return client.nodes.series(node, since=timedelta(minutes=15), max_points=1000)
+    except TunesmithError as error:  # what the node is can be told without it
+        say("no measurements:", error.message, "yellow")
+        return {}
 
 
 def _print_node(node: nodes_pb2.Node, as_json: bool) -> None:

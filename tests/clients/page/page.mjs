@@ -66,7 +66,7 @@ async function lookAround(page) {
   await page.locator("canvas").nth(1).waitFor();
   say("reloaded", { charts: await page.locator("canvas").count() });
   await page.getByLabel("Filter the log").fill("no line says this");
-  await page.getByText("No line contains this.").waitFor();
+  await page.getByText("No line fits.").waitFor();
   await page.getByLabel("Dark colours").click();
   say("dark", { theme: await page.locator("html").getAttribute("data-theme") });
   await page.screenshot({ path: join(folder, "dark.png"), fullPage: true });

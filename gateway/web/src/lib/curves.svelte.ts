@@ -10,6 +10,7 @@ import { number } from "./words";
 const MAX_POINTS = 800;
 // How often a running job is asked for metrics that are new, and a curve over another axis than the step is redrawn.
 const LIST_MS = 5000;
+const FIRST_MS = 500;
 const REDRAW_MS = 1000;
 
 export const AXES = {
@@ -50,7 +51,7 @@ export class Curves {
       if (found.join("\n") !== this.keys.join("\n")) this.keys = found;
       this.listed = true;
       if (this.done() && found.length) return;
-      await sleep(LIST_MS, signal);
+      await sleep(found.length ? LIST_MS : FIRST_MS, signal);
     }
   }
 

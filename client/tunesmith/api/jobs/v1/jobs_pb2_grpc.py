@@ -216,7 +216,7 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteJob(self, request, context):
-        """Hides a finished job for good. Its versions and curves stay.
+        """Hides a finished job for good. Its versions stay; its metrics and logs are deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

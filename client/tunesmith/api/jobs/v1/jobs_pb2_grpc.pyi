@@ -68,7 +68,7 @@ class JobServiceStub:
     UpdateJob: _grpc.UnaryUnaryMultiCallable[_verbs_pb2.UpdateJobRequest, _jobs_pb2.UpdateJobResponse]
     """Changes what may change in a job: priority, labels, deadlines. The scheduler's next pass sees it."""
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_verbs_pb2.DeleteJobRequest, _verbs_pb2.DeleteJobResponse]
-    """Hides a finished job for good. Its versions and curves stay."""
+    """Hides a finished job for good. Its versions stay; its metrics and logs are deleted."""
     ExplainJob: _grpc.UnaryUnaryMultiCallable[_queue_pb2.ExplainJobRequest, _queue_pb2.ExplainJobResponse]
     """Says why a job does not run: the rule that blocks it on each node, and the smallest change that
     would start it.
@@ -130,7 +130,7 @@ class JobServiceAsyncStub(JobServiceStub):
     UpdateJob: _aio.UnaryUnaryMultiCallable[_verbs_pb2.UpdateJobRequest, _jobs_pb2.UpdateJobResponse]  # type: ignore[assignment]
     """Changes what may change in a job: priority, labels, deadlines. The scheduler's next pass sees it."""
     DeleteJob: _aio.UnaryUnaryMultiCallable[_verbs_pb2.DeleteJobRequest, _verbs_pb2.DeleteJobResponse]  # type: ignore[assignment]
-    """Hides a finished job for good. Its versions and curves stay."""
+    """Hides a finished job for good. Its versions stay; its metrics and logs are deleted."""
     ExplainJob: _aio.UnaryUnaryMultiCallable[_queue_pb2.ExplainJobRequest, _queue_pb2.ExplainJobResponse]  # type: ignore[assignment]
     """Says why a job does not run: the rule that blocks it on each node, and the smallest change that
     would start it.
@@ -255,7 +255,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _verbs_pb2.DeleteJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_verbs_pb2.DeleteJobResponse, _abc.Awaitable[_verbs_pb2.DeleteJobResponse]]:
-        """Hides a finished job for good. Its versions and curves stay."""
+        """Hides a finished job for good. Its versions stay; its metrics and logs are deleted."""
 
     @_abc_1.abstractmethod
     def ExplainJob(

@@ -1,0 +1,81 @@
+// How fluent the page of a long job is: times of frames while charts are added, zoomed, smoothed and scrolled.
+// node frames.mjs URL TOKEN CHROMIUM JOB FOLDER; the last line is JSON.
+
+import { join } from "node:path";
+import { chromium } from "playwright-core";
+
+const [url, token, executablePath, job, folder] = process.argv.slice(2);
+const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "--disable-dev-shm-usage"] });
+const context = await browser.newContext({ viewport: { width: 1440, height: 900 } });
+const page = await context.newPage();
+page.setDefaultTimeout(60_000);
+const found = {};
+
+/** Records every frame while something is done. */
+async function frames(name, act) {
+  await page.evaluate(() => {
+    const record = { times: [], on: true };
+    window.record = record;
+    const look = (now) => {
+      record.times.push(now);
+      if (record.on) requestAnimationFrame(look);
+    };
+    requestAnimationFrame(look);
+  });
+  await act();
+  const gaps = await page.evaluate(() => {
+    window.record.on = false;
+    return window.record.times.slice(1).map((time, at) => time - window.record.times[at]);
+  });
+  gaps.sort((a, b) => a - b);
+  const at = (part) => Math.round(10 * (gaps[Math.min(gaps.length - 1, Math.floor(part * gaps.length))] ?? 0)) / 10;
+  found[name] = { frames: gaps.length, p50_ms: at(0.5), p95_ms: at(0.95), worst_ms: at(1) };
+}
+
+const pause = (milliseconds) => page.waitForTimeout(milliseconds);
+
+/** Drags over a part of the first chart and waits until its finer points are there. */
+async function zoom() {
+  const plot = page.locator(".u-over").first();
+  await plot.scrollIntoViewIfNeeded();
+  const box = await plot.boundingBox();
+  const answer = page.waitForResponse((response) => response.url().includes("/series?"));
+  await page.mouse.move(box.x + 0.4 * box.width, box.y + 40);
+  await page.mouse.down();
+  await page.mouse.move(box.x + 0.6 * box.width, box.y + 60, { steps: 8 });
+  await page.mouse.up();
+  await answer;
+  await pause(100);
+}
+
+await page.goto(`${url}/#token=${token}`);
+await page.locator("a.row").first().waitFor();
+const began = Date.now();
+await page.goto(`${url}/jobs/${job.split("/").pop()}`);
+await page.locator(".u-over").first().waitFor();
+found.first_chart_ms = Date.now() - began;
+await frames("scroll", async () => {
+  for (let step = 0; step < 20; step += 1) {
+    await page.mouse.wheel(0, step < 10 ? 120 : -120);
+    await pause(50);
+  }
+});
+await frames("zoom", async () => {
+  for (let time = 0; time < 3; time += 1) await zoom();
+});
+await page.getByRole("button", { name: "Whole run" }).click();
+await frames("ten charts", async () => {
+  const buttons = page.getByRole("group", { name: "Metrics" }).locator("button[aria-pressed=false]");
+  for (let chart = 0; chart < 9; chart += 1) await buttons.first().click();
+  await page.locator("canvas").nth(9).waitFor();
+});
+await frames("smooth", async () => {
+  const slider = page.getByLabel("Smooth");
+  for (const weight of ["0.2", "0.4", "0.6", "0.8", "0.9", "0.98"]) {
+    await slider.fill(weight);
+    await pause(100);
+  }
+});
+await page.screenshot({ path: join(folder, "million.png") });
+await browser.close();
+console.log(JSON.stringify(found));
