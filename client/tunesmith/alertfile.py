@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import jobfile, names, validation
-from tunesmith.api.metrics.v1 import alerts_pb2
+from tunesmith.api.metrics.v1 import rules_pb2
 from tunesmith.errors import InvalidArgument, Violation
 from tunesmith.jobfields import Reading
 
@@ -29,8 +29,8 @@ class _Lined(dict[str, Any]):
 class AlertFile:
     """What a file says: channels and rules by id, in its order."""
 
-    channels: dict[str, alerts_pb2.AlertChannel]
-    rules: dict[str, alerts_pb2.AlertRule]
+    channels: dict[str, rules_pb2.AlertChannel]
+    rules: dict[str, rules_pb2.AlertRule]
 
 
 def read(path: Path, project: str) -> AlertFile:
@@ -50,7 +50,7 @@ def read(path: Path, project: str) -> AlertFile:
 
 def parse(content: Any, source: str, project: str) -> AlertFile:
     """As `read`, for plain content; `source` names it in errors."""
-    reading = Reading(alerts_pb2.AlertRule.DESCRIPTOR)
+    reading = Reading(rules_pb2.AlertRule.DESCRIPTOR)
     found = AlertFile({}, {})
     if not isinstance(content, Mapping):
         reading.wrong("", content, "has neither channels nor rules", "begin with `rules:`")
@@ -85,8 +85,8 @@ def _entries(reading: Reading, content: Mapping[str, Any], group: str) -> list[t
     return found
 
 
-def _rule(reading: Reading, ident: str, said: Any, project: str) -> alerts_pb2.AlertRule:
-    path, rule = f"rules.{ident}.", alerts_pb2.AlertRule()
+def _rule(reading: Reading, ident: str, said: Any, project: str) -> rules_pb2.AlertRule:
+    path, rule = f"rules.{ident}.", rules_pb2.AlertRule()
     for name in _SET_BY_SERVER:
         if isinstance(said, Mapping) and name in said:
             reading.wrong(f"{path}{name}", said[name], "is set by the server", "delete the line")
@@ -104,8 +104,8 @@ def _rule(reading: Reading, ident: str, said: Any, project: str) -> alerts_pb2.A
     return rule
 
 
-def _channel(reading: Reading, ident: str, said: Any, project: str) -> alerts_pb2.AlertChannel:
-    path, channel = f"channels.{ident}.", alerts_pb2.AlertChannel()
+def _channel(reading: Reading, ident: str, said: Any, project: str) -> rules_pb2.AlertChannel:
+    path, channel = f"channels.{ident}.", rules_pb2.AlertChannel()
     reading.fill(channel, _filled(reading, said, path.rstrip(".")), path)
     channel.name = names.resource(project, "alertChannels", ident)
     if channel.WhichOneof("target") is None:
@@ -129,7 +129,7 @@ def _filled(reading: Reading, said: Any, path: str) -> Any:
     return said
 
 
-def _limits(reading: Reading, rule: alerts_pb2.AlertRule, path: str) -> None:
+def _limits(reading: Reading, rule: rules_pb2.AlertRule, path: str) -> None:
     noted = {mistake.path for mistake in reading.mistakes}
     for wrong in validation.violations(rule, path):
         if not any(known == wrong.path or known.startswith(f"{wrong.path}.") for known in noted):

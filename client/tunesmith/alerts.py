@@ -13,7 +13,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 from tunesmith import alertfile, names
-from tunesmith.api.metrics.v1 import alerts_pb2
+from tunesmith.api.metrics.v1 import alerts_pb2, rules_pb2
 from tunesmith.connection import Connection, new_request_id
 from tunesmith.errors import TunesmithError
 from tunesmith.faces import Face, Handle, both, stream
@@ -42,7 +42,7 @@ class Alerts(Handle[Face]):
     @stream
     async def list(
         self, *, states: Iterable[str] = (), rule: str = "", subject: str = ""
-    ) -> AsyncGenerator[alerts_pb2.Alert, None]:
+    ) -> AsyncGenerator[rules_pb2.Alert, None]:
         """Yields alerts, newest first; `states` are like `firing`, `subject` is a resource name."""
         request = alerts_pb2.ListAlertsRequest(
             parent=self._core.parent,
@@ -58,7 +58,7 @@ class Alerts(Handle[Face]):
     @stream
     async def watch(
         self, *, from_revision: int = 0, on_gap: Callable[[TunesmithError | None], None] = lambda error: None
-    ) -> AsyncGenerator[alerts_pb2.Alert, None]:
+    ) -> AsyncGenerator[rules_pb2.Alert, None]:
         """Yields alerts as they change, for ever, across disconnects; first those that are kept."""
 
         def opened(revision: int) -> AsyncIterator[alerts_pb2.WatchAlertsResponse]:
@@ -72,7 +72,7 @@ class Alerts(Handle[Face]):
                     yield alert
 
     @stream
-    async def rules(self) -> AsyncGenerator[alerts_pb2.AlertRule, None]:
+    async def rules(self) -> AsyncGenerator[rules_pb2.AlertRule, None]:
         """Yields rules by name."""
         request = alerts_pb2.ListAlertRulesRequest(parent=self._core.parent, page_size=500)
         async for page in self._core.pages(self._core.alerts.ListAlertRules, request):
@@ -80,18 +80,18 @@ class Alerts(Handle[Face]):
                 yield rule
 
     @both
-    async def rule(self, name: str) -> alerts_pb2.AlertRule:
+    async def rule(self, name: str) -> rules_pb2.AlertRule:
         """Returns one rule."""
         request = alerts_pb2.GetAlertRuleRequest(name=self._name("alertRules", name))
         return (await self._core.call(self._core.alerts.GetAlertRule, request)).rule
 
     @both
-    async def create(self, rule_id: str, rule: alerts_pb2.AlertRule) -> alerts_pb2.AlertRule:
+    async def create(self, rule_id: str, rule: rules_pb2.AlertRule) -> rules_pb2.AlertRule:
         """Makes a rule; it counts from now on."""
         return await self._create(rule_id, rule)
 
     @both
-    async def update(self, rule: alerts_pb2.AlertRule, fields: Iterable[str] = ()) -> alerts_pb2.AlertRule:
+    async def update(self, rule: rules_pb2.AlertRule, fields: Iterable[str] = ()) -> rules_pb2.AlertRule:
         """Changes the fields named of a rule, or all; with an etag only if nobody changed it meanwhile."""
         return await self._update(rule, fields)
 
@@ -103,7 +103,7 @@ class Alerts(Handle[Face]):
     @both
     async def test(
         self,
-        rule: alerts_pb2.AlertRule,
+        rule: rules_pb2.AlertRule,
         *,
         start: datetime.datetime | None = None,
         end: datetime.datetime | None = None,
@@ -125,9 +125,9 @@ class Alerts(Handle[Face]):
         subjects: Iterable[str] = (),
         labels: Mapping[str, str] | None = None,
         comment: str = "",
-    ) -> alerts_pb2.Silence:
+    ) -> rules_pb2.Silence:
         """Keeps channels quiet about matching alerts from now on; what is not given matches all."""
-        silence = alerts_pb2.Silence(
+        silence = rules_pb2.Silence(
             rules=[self._name("alertRules", rule) for rule in rules],
             subjects=list(subjects),
             labels=dict(labels or {}),
@@ -140,7 +140,7 @@ class Alerts(Handle[Face]):
         return (await self._core.call(self._core.alerts.CreateSilence, request)).silence
 
     @stream
-    async def silences(self, *, ended: bool = False) -> AsyncGenerator[alerts_pb2.Silence, None]:
+    async def silences(self, *, ended: bool = False) -> AsyncGenerator[rules_pb2.Silence, None]:
         """Yields silences, those that end last first."""
         request = alerts_pb2.ListSilencesRequest(parent=self._core.parent, show_ended=ended, page_size=500)
         async for page in self._core.pages(self._core.alerts.ListSilences, request):
@@ -148,18 +148,18 @@ class Alerts(Handle[Face]):
                 yield silence
 
     @both
-    async def end_silence(self, name: str) -> alerts_pb2.Silence:
+    async def end_silence(self, name: str) -> rules_pb2.Silence:
         """Ends a silence now; firing alerts it held back are told at once."""
         request = alerts_pb2.EndSilenceRequest(name=self._name("silences", name))
         return (await self._core.call(self._core.alerts.EndSilence, request)).silence
 
     @both
-    async def set_channel(self, channel_id: str, channel: alerts_pb2.AlertChannel) -> alerts_pb2.AlertChannel:
+    async def set_channel(self, channel_id: str, channel: rules_pb2.AlertChannel) -> rules_pb2.AlertChannel:
         """Makes or replaces a channel; secrets that are left out stay as they are."""
         return await self._set_channel(self._name("alertChannels", channel_id), channel)
 
     @both
-    async def channels(self) -> Sequence[alerts_pb2.AlertChannel]:
+    async def channels(self) -> Sequence[rules_pb2.AlertChannel]:
         """Returns the channels by name, without their secrets."""
         return await self._channels()
 
@@ -170,13 +170,13 @@ class Alerts(Handle[Face]):
         await self._core.call(self._core.alerts.DeleteAlertChannel, request)
 
     @both
-    async def test_channel(self, name: str) -> alerts_pb2.Notification:
+    async def test_channel(self, name: str) -> rules_pb2.Notification:
         """Sends a test notification through a channel and returns what came of it."""
         request = alerts_pb2.TestAlertChannelRequest(name=self._name("alertChannels", name))
         return (await self._core.call(self._core.alerts.TestAlertChannel, request)).notification
 
     @stream
-    async def notifications(self, *, alert: str = "") -> AsyncGenerator[alerts_pb2.Notification, None]:
+    async def notifications(self, *, alert: str = "") -> AsyncGenerator[rules_pb2.Notification, None]:
         """Yields what channels were told, newest first."""
         request = alerts_pb2.ListNotificationsRequest(parent=self._core.parent, page_size=500)
         request.alert = self._name("alerts", alert) if alert else ""
@@ -220,13 +220,13 @@ class Alerts(Handle[Face]):
             done.append(Applied("rule", names.last_part(name), "deleted"))
         return done
 
-    async def _create(self, rule_id: str, rule: alerts_pb2.AlertRule) -> alerts_pb2.AlertRule:
+    async def _create(self, rule_id: str, rule: rules_pb2.AlertRule) -> rules_pb2.AlertRule:
         request = alerts_pb2.CreateAlertRuleRequest(
             parent=self._core.parent, rule_id=rule_id, rule=rule, request_id=new_request_id()
         )
         return (await self._core.call(self._core.alerts.CreateAlertRule, request)).rule
 
-    async def _update(self, rule: alerts_pb2.AlertRule, fields: Iterable[str]) -> alerts_pb2.AlertRule:
+    async def _update(self, rule: rules_pb2.AlertRule, fields: Iterable[str]) -> rules_pb2.AlertRule:
         request = alerts_pb2.UpdateAlertRuleRequest(rule=rule, update_mask=FieldMask(paths=fields))
         return (await self._core.call(self._core.alerts.UpdateAlertRule, request)).rule
 
@@ -234,18 +234,18 @@ class Alerts(Handle[Face]):
         request = alerts_pb2.DeleteAlertRuleRequest(name=self._name("alertRules", name))
         await self._core.call(self._core.alerts.DeleteAlertRule, request)
 
-    async def _set_channel(self, name: str, said: alerts_pb2.AlertChannel) -> alerts_pb2.AlertChannel:
-        channel = alerts_pb2.AlertChannel()
+    async def _set_channel(self, name: str, said: rules_pb2.AlertChannel) -> rules_pb2.AlertChannel:
+        channel = rules_pb2.AlertChannel()
         channel.CopyFrom(said)
         channel.name = name
         request = alerts_pb2.SetAlertChannelRequest(channel=channel)
         return (await self._core.call(self._core.alerts.SetAlertChannel, request)).channel
 
-    async def _channels(self) -> Sequence[alerts_pb2.AlertChannel]:
+    async def _channels(self) -> Sequence[rules_pb2.AlertChannel]:
         request = alerts_pb2.ListAlertChannelsRequest(parent=self._core.parent)
         return [*(await self._core.call(self._core.alerts.ListAlertChannels, request)).channels]
 
-    async def _rules(self) -> Sequence[alerts_pb2.AlertRule]:
+    async def _rules(self) -> Sequence[rules_pb2.AlertRule]:
         request = alerts_pb2.ListAlertRulesRequest(parent=self._core.parent, page_size=500)
         return [
             r
@@ -257,9 +257,9 @@ class Alerts(Handle[Face]):
         return names.resource(self._core.project, collection, name)
 
 
-def _public(channel: alerts_pb2.AlertChannel) -> alerts_pb2.AlertChannel:
+def _public(channel: rules_pb2.AlertChannel) -> rules_pb2.AlertChannel:
     """A channel as the server shows it."""
-    copy = alerts_pb2.AlertChannel()
+    copy = rules_pb2.AlertChannel()
     copy.CopyFrom(channel)
     if copy.HasField("webhook"):
         copy.webhook.ClearField("secret")

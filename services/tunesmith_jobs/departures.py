@@ -33,7 +33,7 @@ class Departures:
 
     def __init__(self, db: Database, fleet: FleetStore, clock: Clock) -> None:
         self._db, self._fleet, self._clock = db, fleet, clock
-        # Per job: its move, and when this process first saw it, on the monotonic clock: one that is set ends none.
+        # Per job: its move, and when this process first saw it, by the monotonic clock: a set one ends none.
         self._seen: dict[str, tuple[str, float]] = {}
 
     async def run(self) -> None:

@@ -372,7 +372,7 @@ class SmallServer:
         # Only the rpcs that the tests call are served; the others answer UNIMPLEMENTED.
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         jobs_pb2_grpc.add_JobServiceServicer_to_server(_Jobs(self.state), self._server)  # type: ignore[abstract]
-        metrics_pb2_grpc.add_LogServiceServicer_to_server(_Logs(self.state), self._server)
+        metrics_pb2_grpc.add_LogServiceServicer_to_server(_Logs(self.state), self._server)  # type: ignore[abstract]
         metrics_pb2_grpc.add_MetricsServiceServicer_to_server(_Metrics(self.state), self._server)  # type: ignore[abstract]
         blobs_pb2_grpc.add_BlobServiceServicer_to_server(_Blobs(self.state), self._server)  # type: ignore[abstract]
         datasets_pb2_grpc.add_DatasetServiceServicer_to_server(_Datasets(self.state), self._server)  # type: ignore[abstract]

@@ -263,19 +263,6 @@ async def test_errors_of_publish_and_request_name_what_is_wrong(tmp_path: Path) 
             await bus.publish(EVENT, b"", "down", deadline=0.5)
 
 
-async def test_metric_batches_are_sent_again_to_those_who_watch(tmp_path: Path) -> None:
-    live: list[Message] = []
-
-    async def watch(message: Message) -> None:
-        live.append(message)
-
-    async with running_nats(tmp_path) as server, connected(server) as bus, connected(server) as watcher:
-        await watcher.subscribe(subjects.live(SUBJECT), watch)
-        await bus.publish(SUBJECT, b"data", "id")
-        await until(lambda: live, "the live copy")
-        assert live[0].payload == b"data"
-
-
 async def test_a_cluster_goes_on_without_its_leader(tmp_path: Path) -> None:
     seen = Seen()
     servers = await start_cluster(tmp_path, 3, TOKEN)

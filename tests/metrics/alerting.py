@@ -12,8 +12,8 @@ from tests.support.stubs import running_service, stub
 from tests.support.wait import until_async
 from tunesmith.api.jobs.v1 import events_pb2 as job_events_pb2
 from tunesmith.api.jobs.v1 import spec_pb2, state_pb2
-from tunesmith.api.metrics.v1 import alerts_pb2 as pb
-from tunesmith.api.metrics.v1 import alerts_pb2_grpc
+from tunesmith.api.metrics.v1 import alerts_pb2, alerts_pb2_grpc
+from tunesmith.api.metrics.v1 import rules_pb2 as pb
 from tunesmith.api.nodes.v1 import events_pb2 as node_events_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
 from tunesmith_kit import subjects
@@ -41,18 +41,18 @@ class Alerting:
 
     async def rule(self, rule_id: str, body: pb.AlertRule) -> pb.AlertRule:
         """Makes a rule."""
-        request = pb.CreateAlertRuleRequest(parent=PROJECT, rule_id=rule_id, rule=body)
+        request = alerts_pb2.CreateAlertRuleRequest(parent=PROJECT, rule_id=rule_id, rule=body)
         return (await self.alerts.CreateAlertRule(request)).rule
 
     async def channel(self, url: str, **fields: Any) -> pb.AlertChannel:
         """Makes the channel `hook` that leads to a webhook."""
         target = pb.WebhookTarget(url=url, **fields)
         channel = pb.AlertChannel(name=CHANNEL, webhook=target, send_resolved=True)
-        return (await self.alerts.SetAlertChannel(pb.SetAlertChannelRequest(channel=channel))).channel
+        return (await self.alerts.SetAlertChannel(alerts_pb2.SetAlertChannelRequest(channel=channel))).channel
 
     async def found(self, **fields: Any) -> list[pb.Alert]:
         """Alerts, oldest first."""
-        answer = await self.alerts.ListAlerts(pb.ListAlertsRequest(parent=PROJECT, **fields))
+        answer = await self.alerts.ListAlerts(alerts_pb2.ListAlertsRequest(parent=PROJECT, **fields))
         return list(answer.alerts)[::-1]
 
     async def until(self, stand: list[int], **fields: Any) -> list[pb.Alert]:

@@ -17,12 +17,17 @@ from tests.metrics.alerting import CHANNEL, PARENT, PROJECT, TIME_US, Alerting, 
 from tests.metrics.receiver import Receiver, receiving
 from tests.metrics.support import batch, chunk, send
 from tests.support.wait import until, until_async
-from tunesmith.api.metrics.v1 import alerts_pb2 as pb
+from tunesmith.api.metrics.v1 import alerts_pb2
+from tunesmith.api.metrics.v1 import rules_pb2 as pb
 from tunesmith.errors import InvalidArgument
 from tunesmith_kit import subjects
 from tunesmith_metrics.alerts.rules import check_rule
 
-PENDING, FIRING, RESOLVED = pb.ALERT_STATE_PENDING, pb.ALERT_STATE_FIRING, pb.ALERT_STATE_RESOLVED
+PENDING, FIRING, RESOLVED = (
+    pb.ALERT_STATE_PENDING,
+    pb.ALERT_STATE_FIRING,
+    pb.ALERT_STATE_RESOLVED,
+)
 UNKNOWN: Any = 77
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
 
@@ -55,7 +60,7 @@ async def test_an_alert_fires_is_told_once_and_resolved(tmp_path: Path) -> None:
             proof = hmac.new(b"0123456789abcdef01234567", text, hashlib.sha256).digest()
             assert headers["webhook-signature"] == f"v1,{base64.b64encode(proof).decode()}"
             assert receiver.bodies()[first]["alert"]["labels"] == {"team": "a"}
-            asked = pb.ListNotificationsRequest(parent=PROJECT)
+            asked = alerts_pb2.ListNotificationsRequest(parent=PROJECT)
 
             async def delivered() -> bool:
                 notices = (await found.alerts.ListNotifications(asked)).notifications
@@ -73,7 +78,7 @@ async def test_what_came_before_the_rule_does_not_count_and_the_test_of_a_rule_f
     async with alerting(tmp_path) as found:
         await found.created(experiment="big")
         await found.losses(1, 3.0, 1.0)
-        test = pb.TestAlertRuleRequest(parent=PROJECT, rule=high_loss())
+        test = alerts_pb2.TestAlertRuleRequest(parent=PROJECT, rule=high_loss())
 
         async def stored() -> bool:
             return (await found.alerts.TestAlertRule(test)).num_samples >= 3
@@ -127,7 +132,7 @@ async def test_silences_hold_back_and_tell_at_their_end_what_still_fires(tmp_pat
             await found.rule("loss", high_loss(channels=[CHANNEL], labels={"team": "a"}))
             silence = pb.Silence(labels={"team": "a"}, comment="maintenance")
             silence.end_time.FromDatetime(datetime.now(UTC) + timedelta(hours=1))
-            request = pb.CreateSilenceRequest(parent=PROJECT, silence=silence, request_id="one")
+            request = alerts_pb2.CreateSilenceRequest(parent=PROJECT, silence=silence, request_id="one")
             made = (await found.alerts.CreateSilence(request)).silence
             assert (await found.alerts.CreateSilence(request)).silence.name == made.name
             await found.losses(1, 3.0)
@@ -136,10 +141,10 @@ async def test_silences_hold_back_and_tell_at_their_end_what_still_fires(tmp_pat
             (held,) = [alert for alert in alerts if alert.state == FIRING]
             assert list(held.silences) == [made.name]
             assert receiver.requests == []
-            await found.alerts.EndSilence(pb.EndSilenceRequest(name=made.name))
+            await found.alerts.EndSilence(alerts_pb2.EndSilenceRequest(name=made.name))
             assert await told(receiver, 1) == ["alert.firing"]  # the other one is over and was never told
             assert receiver.bodies()[0]["alert"]["name"] == held.name
-            asked = pb.ListNotificationsRequest(parent=PROJECT, alert=held.name)
+            asked = alerts_pb2.ListNotificationsRequest(parent=PROJECT, alert=held.name)
 
             async def both() -> bool:
                 notices = (await found.alerts.ListNotifications(asked)).notifications
@@ -155,7 +160,12 @@ async def test_states_of_jobs_and_nodes_logs_and_heat(tmp_path: Path) -> None:
         lost = pb.AlertCondition(node_state=pb.NodeStateIs(states=["LOST"]))
         text = pb.AlertCondition(log_matches=pb.LogMatches(pattern="(?i)out of memory"))
         hot = pb.NodeThreshold(key="gpu*/temperature_celsius", comparison=pb.COMPARISON_AT_LEAST, value=90)
-        rules = {"failed": failed, "lost": lost, "oom": text, "hot": pb.AlertCondition(node_threshold=hot)}
+        rules = {
+            "failed": failed,
+            "lost": lost,
+            "oom": text,
+            "hot": pb.AlertCondition(node_threshold=hot),
+        }
         for name, condition in rules.items():
             await found.rule(name, pb.AlertRule(condition=condition))
         await found.created()
@@ -187,7 +197,7 @@ async def test_a_job_without_progress_fires_by_the_time_of_its_data_and_is_watch
         stuck = pb.AlertRule(condition=pb.AlertCondition(no_progress=pb.NoProgress()))
         stuck.condition.no_progress.duration.FromSeconds(60)
         await found.rule("stuck", stuck)
-        call = found.alerts.WatchAlerts(pb.WatchAlertsRequest(parent=PROJECT))
+        call = found.alerts.WatchAlerts(alerts_pb2.WatchAlertsRequest(parent=PROJECT))
         await found.created()
         await found.state("RUNNING")
         await found.losses(1, 1.0)
@@ -207,16 +217,16 @@ async def test_changing_a_rule_resolves_what_it_found_and_needs_the_etag(tmp_pat
         await found.losses(1, 3.0)
         await found.until([FIRING])
         rule.description = "mine"
-        changed = (await found.alerts.UpdateAlertRule(pb.UpdateAlertRuleRequest(rule=rule))).rule
+        changed = (await found.alerts.UpdateAlertRule(alerts_pb2.UpdateAlertRuleRequest(rule=rule))).rule
         await found.until([FIRING])  # words change nothing
         with pytest.raises(grpc.aio.AioRpcError, match="changed since you read it"):
-            await found.alerts.UpdateAlertRule(pb.UpdateAlertRuleRequest(rule=rule))
+            await found.alerts.UpdateAlertRule(alerts_pb2.UpdateAlertRuleRequest(rule=rule))
         changed.condition.threshold.value = 10
-        await found.alerts.UpdateAlertRule(pb.UpdateAlertRuleRequest(rule=changed))
+        await found.alerts.UpdateAlertRule(alerts_pb2.UpdateAlertRuleRequest(rule=changed))
         await found.until([RESOLVED])
         await found.losses(2, 5.0, 20.0)
         await found.until([RESOLVED, FIRING])
-        await found.alerts.DeleteAlertRule(pb.DeleteAlertRuleRequest(name=rule.name))
+        await found.alerts.DeleteAlertRule(alerts_pb2.DeleteAlertRuleRequest(name=rule.name))
         await found.until([RESOLVED, RESOLVED])
 
 
@@ -227,9 +237,9 @@ async def test_alertmanager_payload_and_secrets_that_stay_inside(tmp_path: Path)
             assert shown.webhook.secret == ""
             again = await found.channel(receiver.url, format=pb.WEBHOOK_FORMAT_ALERTMANAGER)
             assert again.webhook.secret == ""
-            listed = await found.alerts.ListAlertChannels(pb.ListAlertChannelsRequest(parent=PROJECT))
+            listed = await found.alerts.ListAlertChannels(alerts_pb2.ListAlertChannelsRequest(parent=PROJECT))
             assert listed.channels[0].webhook.secret == ""
-            tried = await found.alerts.TestAlertChannel(pb.TestAlertChannelRequest(name=CHANNEL))
+            tried = await found.alerts.TestAlertChannel(alerts_pb2.TestAlertChannelRequest(name=CHANNEL))
             assert tried.notification.delivery == pb.NOTIFICATION_STATE_DELIVERED
             headers, _ = receiver.requests[0]
             assert headers["webhook-signature"].startswith("v1,")  # the secret of before was kept
@@ -288,19 +298,21 @@ async def test_bad_requests_are_refused_with_what_to_do(tmp_path: Path) -> None:
                 await found.channel(url)
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         await found.channel("http://localhost:1/hook")  # a name: it is refused when it is resolved
-        tried = await found.alerts.TestAlertChannel(pb.TestAlertChannelRequest(name=CHANNEL))
+        tried = await found.alerts.TestAlertChannel(alerts_pb2.TestAlertChannelRequest(name=CHANNEL))
         assert "private address" in tried.notification.problem
         with pytest.raises(grpc.aio.AioRpcError, match="no alert channel other"):
             await found.rule("one", high_loss(channels=[f"{PROJECT}/alertChannels/other"]))
         silence = pb.Silence()
         silence.end_time.FromSeconds(1)
         with pytest.raises(grpc.aio.AioRpcError, match="end"):
-            await found.alerts.CreateSilence(pb.CreateSilenceRequest(parent=PROJECT, silence=silence))
+            await found.alerts.CreateSilence(alerts_pb2.CreateSilenceRequest(parent=PROJECT, silence=silence))
         await asyncio.gather(*(found.rule(f"rule-{n}", high_loss()) for n in range(200)))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await found.rule("one-more", high_loss())
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        page = await found.alerts.ListAlertRules(pb.ListAlertRulesRequest(parent=PROJECT, page_size=150))
+        page = await found.alerts.ListAlertRules(
+            alerts_pb2.ListAlertRulesRequest(parent=PROJECT, page_size=150)
+        )
         assert len(page.rules) == 150
         assert page.next_page_token
 
@@ -312,15 +324,15 @@ async def test_chat_through_apprise(tmp_path: Path) -> None:
         async with alerting(tmp_path) as found:
             address = receiver.url.replace("http://", "json://")
             channel = pb.AlertChannel(name=CHANNEL, apprise=pb.AppriseTarget(urls=[address]))
-            made = await found.alerts.SetAlertChannel(pb.SetAlertChannelRequest(channel=channel))
+            made = await found.alerts.SetAlertChannel(alerts_pb2.SetAlertChannelRequest(channel=channel))
             assert list(made.channel.apprise.urls) == []  # they hold secrets
-            tried = await found.alerts.TestAlertChannel(pb.TestAlertChannelRequest(name=CHANNEL))
+            tried = await found.alerts.TestAlertChannel(alerts_pb2.TestAlertChannelRequest(name=CHANNEL))
             assert tried.notification.problem == ""
             (body,) = receiver.bodies()
             assert (body["title"], body["message"][:14]) == ("Firing: test", "This is a test")
             channel.apprise.urls[:] = ["nothing://at/all"]
-            await found.alerts.SetAlertChannel(pb.SetAlertChannelRequest(channel=channel))
-            tried = await found.alerts.TestAlertChannel(pb.TestAlertChannelRequest(name=CHANNEL))
+            await found.alerts.SetAlertChannel(alerts_pb2.SetAlertChannelRequest(channel=channel))
+            tried = await found.alerts.TestAlertChannel(alerts_pb2.TestAlertChannelRequest(name=CHANNEL))
             assert "does not know" in tried.notification.problem
 
 
@@ -329,6 +341,6 @@ async def test_chat_leads_to_no_private_host_without_leave(tmp_path: Path) -> No
     pytest.importorskip("apprise")
     async with alerting(tmp_path, webhook_private=False) as found:
         channel = pb.AlertChannel(name=CHANNEL, apprise=pb.AppriseTarget(urls=["json://127.0.0.1:9/x"]))
-        await found.alerts.SetAlertChannel(pb.SetAlertChannelRequest(channel=channel))
-        tried = await found.alerts.TestAlertChannel(pb.TestAlertChannelRequest(name=CHANNEL))
+        await found.alerts.SetAlertChannel(alerts_pb2.SetAlertChannelRequest(channel=channel))
+        tried = await found.alerts.TestAlertChannel(alerts_pb2.TestAlertChannelRequest(name=CHANNEL))
         assert "private host" in tried.notification.problem

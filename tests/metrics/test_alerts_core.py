@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.api.metrics.v1 import alerts_pb2 as pb
 from tunesmith.api.metrics.v1 import events_pb2
+from tunesmith.api.metrics.v1 import rules_pb2 as pb
 from tunesmith_metrics.alerts.machine import Facts, Found, Subject, rule_of, subject_of
 from tunesmith_metrics.alerts.samples import Change, Lines, Records, Sample
 

@@ -14,8 +14,8 @@ from tests.support.bus import TOKEN, connected, running_nats
 from tests.support.processes import BIN, Process
 from tests.support.stubs import INTERNAL_TOKEN, _Stream, _Unary
 from tests.support.wait import until, until_async
-from tunesmith.api.metrics.v1 import alerts_pb2 as pb
-from tunesmith.api.metrics.v1 import alerts_pb2_grpc
+from tunesmith.api.metrics.v1 import alerts_pb2, alerts_pb2_grpc
+from tunesmith.api.metrics.v1 import rules_pb2 as pb
 
 JOBS = [f"01k00000000000000000000{n:03d}" for n in range(4)]
 LAST = 200
@@ -116,7 +116,7 @@ async def _settled(found: Alerting, expected: int) -> None:
     async def delivered() -> bool:
         try:
             alerts = await _all_alerts(found)
-            asked = pb.ListNotificationsRequest(parent=PROJECT, page_size=1000)
+            asked = alerts_pb2.ListNotificationsRequest(parent=PROJECT, page_size=1000)
             notices = [n async for n in _notices(found, asked)]
         except grpc.aio.AioRpcError:
             return False
@@ -126,7 +126,7 @@ async def _settled(found: Alerting, expected: int) -> None:
     await until_async(delivered, "all alerts are told", 90)
 
 
-async def _notices(found: Alerting, asked: pb.ListNotificationsRequest):  # type: ignore[no-untyped-def]
+async def _notices(found: Alerting, asked: alerts_pb2.ListNotificationsRequest):  # type: ignore[no-untyped-def]
     while True:
         page = await found.alerts.ListNotifications(asked)
         for notice in page.notifications:
@@ -137,7 +137,7 @@ async def _notices(found: Alerting, asked: pb.ListNotificationsRequest):  # type
 
 
 async def _all_alerts(found: Alerting) -> list[pb.Alert]:
-    asked = pb.ListAlertsRequest(parent=PROJECT, page_size=1000)
+    asked = alerts_pb2.ListAlertsRequest(parent=PROJECT, page_size=1000)
     alerts: list[pb.Alert] = []
     while True:
         page = await found.alerts.ListAlerts(asked)
@@ -153,7 +153,7 @@ async def _compare(found: Alerting, values: dict[str, list[float]]) -> None:
         mine = [a for a in alerts if a.subject.endswith(job_id)]
         assert sorted(a.step for a in mine) == [begin for begin, _ in _peaks([*each, 0.0])]
         assert {a.state for a in mine} == {pb.ALERT_STATE_RESOLVED}
-    test = pb.TestAlertRuleRequest(parent=PROJECT, rule=high_loss())
+    test = alerts_pb2.TestAlertRuleRequest(parent=PROJECT, rule=high_loss())
     replayed = (await found.alerts.TestAlertRule(test)).alerts
     facts = [
         (a.subject, a.step, a.firing_time.ToMicroseconds(), a.resolve_time.ToMicroseconds()) for a in alerts

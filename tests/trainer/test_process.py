@@ -19,9 +19,9 @@ def test_a_standby_forks_trainers_that_wait_for_their_folder(make_run: Callable[
         pids = []
         for _ in range(3):
             support.write_line(server, "fork")
-            word, pid = support.read_line(server).split()
+            word, number = support.read_line(server).split()
             assert word == "forked"
-            pids.append(int(pid))
+            pids.append(int(number))
         assert all(os.getpgid(pid) == os.getsid(pid) == pid for pid in pids)
         for pid, run in zip(pids, runs, strict=False):
             support.write_line(server, f"begin {pid} 0 {run}")

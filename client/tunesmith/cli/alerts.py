@@ -10,7 +10,7 @@ import click
 from rich.markup import escape
 
 from tunesmith import names
-from tunesmith.api.metrics.v1 import alerts_pb2
+from tunesmith.api.metrics.v1 import alerts_pb2, rules_pb2
 from tunesmith.cli import text
 from tunesmith.cli.session import connect, console
 from tunesmith.cli.table import print_json, print_json_line, print_table
@@ -106,7 +106,7 @@ def rules(ctx: click.Context, as_json: bool) -> None:
         [
             (
                 names.last_part(rule.name) + (" (off)" if rule.disabled else ""),
-                _word("AlertSeverity", rule.severity or alerts_pb2.ALERT_SEVERITY_WARNING),
+                _word("AlertSeverity", rule.severity or rules_pb2.ALERT_SEVERITY_WARNING),
                 rule.condition.WhichOneof("condition") or "",
                 ", ".join(names.last_part(channel) for channel in rule.channels) or "-",
                 escape(rule.description),
@@ -160,7 +160,7 @@ def test(ctx: click.Context, file: Path, only: str, since: datetime.timedelta | 
     from tunesmith import alertfile
 
     start = datetime.datetime.now(datetime.UTC) - since if since is not None else None
-    found: list[alerts_pb2.Alert] = []
+    found: list[rules_pb2.Alert] = []
     with connect(ctx) as client:
         said = alertfile.read(file, client.profile.project)
         if only and only not in said.rules:
@@ -288,13 +288,13 @@ def channels(ctx: click.Context, tried: str, deleted: str, as_json: bool) -> int
     return 0
 
 
-def _print_try(notification: alerts_pb2.Notification, as_json: bool) -> int:
+def _print_try(notification: rules_pb2.Notification, as_json: bool) -> int:
     if as_json:
         print_json(notification)
     else:
         state = _word("NotificationState", notification.delivery)
         console().print(f"{state} {escape(notification.problem)}")
-    return 0 if notification.delivery == alerts_pb2.NOTIFICATION_STATE_DELIVERED else 1
+    return 0 if notification.delivery == rules_pb2.NOTIFICATION_STATE_DELIVERED else 1
 
 
 @alerts.command()
@@ -330,7 +330,7 @@ def notifications(ctx: click.Context, alert: str, limit: int, as_json: bool) -> 
     )
 
 
-def _print_alerts(found: list[alerts_pb2.Alert], empty: str) -> None:
+def _print_alerts(found: list[rules_pb2.Alert], empty: str) -> None:
     print_table(
         ["ALERT", "STATE", "SEVERITY", "RULE", "SINCE", "SUMMARY"],
         [

@@ -4,11 +4,11 @@ import importlib
 import logging
 from typing import Any
 
-from tunesmith.api.metrics.v1 import alerts_pb2
+from tunesmith.api.metrics.v1 import rules_pb2
 from tunesmith_metrics.alerts.targets import Refused, leads_inside
 
 
-def send(target: alerts_pb2.AppriseTarget, alert: alerts_pb2.Alert, state: int, private: bool) -> None:
+def send(target: rules_pb2.AppriseTarget, alert: rules_pb2.Alert, state: int, private: bool) -> None:
     """Tells chat or mail; raises `Refused`. `private`: hosts may have private addresses."""
     try:
         apprise: Any = importlib.import_module("apprise")  # of the extra `alerts`: not everybody has it
@@ -17,8 +17,8 @@ def send(target: alerts_pb2.AppriseTarget, alert: alerts_pb2.Alert, state: int, 
             "chat and mail need the apprise library on the server: pip install tunesmith[alerts]"
         ) from None
     logging.getLogger("apprise").setLevel(logging.CRITICAL)  # it logs addresses, which hold secrets
-    firing = state == alerts_pb2.ALERT_STATE_FIRING
-    grave = alert.severity == alerts_pb2.ALERT_SEVERITY_CRITICAL
+    firing = state == rules_pb2.ALERT_STATE_FIRING
+    grave = alert.severity == rules_pb2.ALERT_SEVERITY_CRITICAL
     kind = apprise.NotifyType.FAILURE if grave else apprise.NotifyType.WARNING
     title = f"{'Firing' if firing else 'Resolved'}: {alert.rule.rpartition('/')[2]}"
     try:
@@ -34,7 +34,7 @@ def send(target: alerts_pb2.AppriseTarget, alert: alerts_pb2.Alert, state: int, 
         raise Refused("apprise could not deliver to every address")
 
 
-def _teller(apprise: Any, target: alerts_pb2.AppriseTarget, private: bool) -> Any:
+def _teller(apprise: Any, target: rules_pb2.AppriseTarget, private: bool) -> Any:
     teller = apprise.Apprise()
     for url in target.urls:
         service = apprise.Apprise.instantiate(url)

@@ -5,7 +5,7 @@ from typing import Any
 
 import re2
 
-from tunesmith.api.metrics.v1 import alerts_pb2
+from tunesmith.api.metrics.v1 import rules_pb2
 from tunesmith_metrics.alerts.judge import Case, Finding, Judge
 from tunesmith_metrics.alerts.samples import Change, Lines, Records
 from tunesmith_metrics.alerts.series import Keys, NodeThreshold, NotFinite, Threshold, TrendJudge
@@ -200,7 +200,7 @@ def compile_pattern(pattern: str) -> Any:
     return re2.compile(pattern, options)
 
 
-def maker(condition: alerts_pb2.AlertCondition, hold_us: int) -> Callable[[], Judge]:
+def maker(condition: rules_pb2.AlertCondition, hold_us: int) -> Callable[[], Judge]:
     """Returns what makes judges of a checked condition; they share what need not be kept apart."""
     kind = condition.WhichOneof("condition")
     said: Any = getattr(condition, str(kind))

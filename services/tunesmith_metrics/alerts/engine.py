@@ -15,7 +15,7 @@ import re2
 from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
-from tunesmith.api.metrics.v1 import alerts_pb2
+from tunesmith.api.metrics.v1 import rules_pb2
 from tunesmith_kit.clock import Clock
 from tunesmith_kit.db import Database
 from tunesmith_kit.ids import new_ulid
@@ -167,7 +167,7 @@ class Engine:
 
 def _rule(row: Row[Any]) -> Rule | None:
     """A stored rule made ready; one that this version cannot evaluate is left out, loudly."""
-    body = alerts_pb2.AlertRule.FromString(row.body)
+    body = rules_pb2.AlertRule.FromString(row.body)
     try:
         return rule_of(row.uid, row.project, row.id, body, row.since_revision, row.since_us)
     except (re2.error, KeyError, AttributeError):

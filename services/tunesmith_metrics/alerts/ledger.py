@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
-from tunesmith.api.metrics.v1 import alerts_pb2
+from tunesmith.api.metrics.v1 import rules_pb2
 from tunesmith_kit.db import next_revision
 from tunesmith_metrics.alerts import notices, store
 from tunesmith_metrics.alerts.machine import Found, Rule
@@ -46,7 +46,7 @@ def enter(
 
 
 def _row(
-    rule: Rule, alert: alerts_pb2.Alert, found: Found, before: Row[Any] | None, silenced: bool, now_us: int
+    rule: Rule, alert: rules_pb2.Alert, found: Found, before: Row[Any] | None, silenced: bool, now_us: int
 ) -> dict[str, Any]:
     told_us = before.told_us if before is not None else 0
     held = before is not None and before.held
@@ -69,16 +69,16 @@ def _row(
     }
 
 
-def alert_of(rule: Rule, subject: str, subject_name: str, found: Found, revision: int) -> alerts_pb2.Alert:
+def alert_of(rule: Rule, subject: str, subject_name: str, found: Found, revision: int) -> rules_pb2.Alert:
     """An alert as the contract has it."""
     shown = subject_name or subject.rpartition("/")[2]
-    alert = alerts_pb2.Alert(
+    alert = rules_pb2.Alert(
         name=f"projects/{rule.project}/alerts/{found.id}",
         rule=f"projects/{rule.project}/alertRules/{rule.rule_id}",
         subject=subject,
         subject_name=shown,
         state=found.state,
-        severity=rule.body.severity or alerts_pb2.ALERT_SEVERITY_WARNING,
+        severity=rule.body.severity or rules_pb2.ALERT_SEVERITY_WARNING,
         summary=f"{shown}: {found.finding.text}",
         value=found.finding.value,
         step=found.finding.step,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunesmith.api.metrics.v1 import alerts_pb2
+from tunesmith.api.metrics.v1 import rules_pb2
 from tunesmith_metrics.alerts import conditions
 from tunesmith_metrics.alerts.judge import Finding, Judge
 from tunesmith_metrics.alerts.samples import Change, Lines, Records, Sample
@@ -23,12 +23,12 @@ class Found:
     resolve_us: int = -1
 
     @property
-    def state(self) -> alerts_pb2.AlertState.ValueType:
+    def state(self) -> rules_pb2.AlertState.ValueType:
         """Where it stands."""
         if self.resolve_us >= 0:
-            return alerts_pb2.ALERT_STATE_RESOLVED
+            return rules_pb2.ALERT_STATE_RESOLVED
         fires = self.firing_us >= 0
-        return alerts_pb2.ALERT_STATE_FIRING if fires else alerts_pb2.ALERT_STATE_PENDING
+        return rules_pb2.ALERT_STATE_FIRING if fires else rules_pb2.ALERT_STATE_PENDING
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Rule:
     rule_id: str
     since_revision: int
     since_us: int
-    body: alerts_pb2.AlertRule
+    body: rules_pb2.AlertRule
     make: Callable[[], Judge]
     hold_us: int
     wants: frozenset[type]
@@ -66,7 +66,7 @@ class Rule:
 
 
 def rule_of(
-    uid: str, project: str, rule_id: str, body: alerts_pb2.AlertRule, revision: int, time_us: int
+    uid: str, project: str, rule_id: str, body: rules_pb2.AlertRule, revision: int, time_us: int
 ) -> Rule:
     """Makes a checked rule ready; it judges what is stored after a revision."""
     hold_us = body.hold.ToMicroseconds()

@@ -13,17 +13,17 @@ from typing import Any
 from sqlalchemy import Row, delete, select, update
 from sqlalchemy.orm import Session
 
-from tunesmith.api.metrics.v1 import alerts_pb2
+from tunesmith.api.metrics.v1 import rules_pb2
 from tunesmith_kit.db import next_revision
 from tunesmith_metrics.alerts import store
 from tunesmith_metrics.alerts.tables import ALERTS, HISTORY, NOTICES, RULES, SUBJECTS
 from tunesmith_metrics.tables import REVISION
 
-WAITING = alerts_pb2.NOTIFICATION_STATE_WAITING
-DELIVERED = alerts_pb2.NOTIFICATION_STATE_DELIVERED
-FAILED = alerts_pb2.NOTIFICATION_STATE_FAILED
-SILENCED = alerts_pb2.NOTIFICATION_STATE_SILENCED
-_FIRING, _RESOLVED = alerts_pb2.ALERT_STATE_FIRING, alerts_pb2.ALERT_STATE_RESOLVED
+WAITING = rules_pb2.NOTIFICATION_STATE_WAITING
+DELIVERED = rules_pb2.NOTIFICATION_STATE_DELIVERED
+FAILED = rules_pb2.NOTIFICATION_STATE_FAILED
+SILENCED = rules_pb2.NOTIFICATION_STATE_SILENCED
+_FIRING, _RESOLVED = rules_pb2.ALERT_STATE_FIRING, rules_pb2.ALERT_STATE_RESOLVED
 
 DAY_US = 24 * 3600 * 1_000_000
 _PAUSES_SECONDS = (1, 5, 30, 300, 900, 1800, 3600)
@@ -38,7 +38,7 @@ class Notice:
 
     channel: str
     state: int
-    alert: alerts_pb2.Alert
+    alert: rules_pb2.Alert
     delivery: int
     now_us: int
     count: int = 0
@@ -51,7 +51,7 @@ class Notice:
 
 
 def due(
-    channels: Iterable[str], alert: alerts_pb2.Alert, before: Row[Any] | None, silenced: bool, now_us: int
+    channels: Iterable[str], alert: rules_pb2.Alert, before: Row[Any] | None, silenced: bool, now_us: int
 ) -> list[Notice]:
     """What channels are told of an alert that changed; `silenced`: they are kept quiet about it now."""
     if not alert.HasField("firing_time"):
@@ -62,7 +62,7 @@ def due(
     found = []
     for channel in channels:
         if first:
-            shown = alerts_pb2.Alert()
+            shown = rules_pb2.Alert()
             shown.CopyFrom(alert)
             shown.state = _FIRING  # it may be resolved already: that is told after it
             shown.ClearField("resolve_time")
@@ -75,7 +75,7 @@ def due(
 
 def enter(session: Session, due: Sequence[Notice]) -> None:
     """Puts notifications into the outbox, of channels that exist and want to hear it."""
-    known: dict[str, alerts_pb2.AlertChannel | None] = {}
+    known: dict[str, rules_pb2.AlertChannel | None] = {}
     rows = []
     for notice in due:
         _, project, _, channel_id = notice.channel.split("/")
@@ -110,9 +110,9 @@ def resolve(session: Session, rule: Row[Any], now_us: int) -> None:
     if not standing:
         return
     revision = next_revision(session, REVISION)
-    channels = alerts_pb2.AlertRule.FromString(rule.body).channels
+    channels = rules_pb2.AlertRule.FromString(rule.body).channels
     for row in standing:
-        alert = alerts_pb2.Alert.FromString(row.body)
+        alert = rules_pb2.Alert.FromString(row.body)
         alert.state, alert.revision = _RESOLVED, revision
         alert.resolve_time.FromMicroseconds(max(now_us, row.begin_us))
         store.save_alert(session, alert, end_us=now_us, held=False)
@@ -126,11 +126,11 @@ def remind(session: Session, now_us: int) -> int:
     query = select(ALERTS, RULES.c.body.label("rule")).join(RULES, RULES.c.uid == of.rule_uid)
     count = 0
     for row in session.execute(query.where(of.state == _FIRING)).all():
-        rule = alerts_pb2.AlertRule.FromString(row.rule)
+        rule = rules_pb2.AlertRule.FromString(row.rule)
         pause = rule.repeat_interval.ToMicroseconds()
         if not row.held and (not pause or row.told_us + pause > now_us):
             continue
-        alert = alerts_pb2.Alert.FromString(row.body)
+        alert = rules_pb2.Alert.FromString(row.body)
         if store.silences_of(alert, store.active_silences(session, row.project, now_us)):
             continue
         told = [Notice(channel, _FIRING, alert, WAITING, now_us, now_us) for channel in rule.channels]
@@ -145,7 +145,7 @@ def needs_reminder(session: Session, now_us: int) -> bool:
     of = ALERTS.c
     query = select(of.held, of.told_us, RULES.c.body).join(RULES, RULES.c.uid == of.rule_uid)
     for row in session.execute(query.where(of.state == _FIRING)):
-        pause = alerts_pb2.AlertRule.FromString(row.body).repeat_interval.ToMicroseconds()
+        pause = rules_pb2.AlertRule.FromString(row.body).repeat_interval.ToMicroseconds()
         if row.held or (pause and row.told_us + pause <= now_us):
             return True
     return False
@@ -202,9 +202,9 @@ def clean(session: Session, now_us: int) -> None:
     session.execute(delete(SUBJECTS).where(ended >= 0, ended < now_us - 30 * DAY_US))
 
 
-def message(row: Any) -> alerts_pb2.Notification:
+def message(row: Any) -> rules_pb2.Notification:
     """A notification as the contract has it."""
-    found = alerts_pb2.Notification(
+    found = rules_pb2.Notification(
         id=row.id,
         alert=f"projects/{row.project}/alerts/{row.alert_id}",
         channel=f"projects/{row.project}/alertChannels/{row.channel_id}",

@@ -9,7 +9,7 @@ from sqlalchemy import delete as remove
 from sqlalchemy import update as change
 from sqlalchemy.orm import Session
 
-from tunesmith.api.metrics.v1 import alerts_pb2 as pb
+from tunesmith.api.metrics.v1 import rules_pb2 as pb
 from tunesmith.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ResourceExhausted
 from tunesmith_kit.db import next_revision
 from tunesmith_kit.ids import new_ulid

@@ -11,7 +11,7 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from tunesmith.api.metrics.v1 import alerts_pb2, events_pb2
+from tunesmith.api.metrics.v1 import events_pb2, rules_pb2
 from tunesmith.errors import ResourceExhausted
 from tunesmith_kit.db import Database
 from tunesmith_kit.subjects import FLEET
@@ -38,7 +38,7 @@ class Replay:
     num_subjects: int = 0
     num_samples: int = 0
 
-    def alerts(self, rule: Rule) -> list[alerts_pb2.Alert]:
+    def alerts(self, rule: Rule) -> list[rules_pb2.Alert]:
         """The alerts, oldest first."""
         self.found.sort(key=lambda entry: (entry[2].pending_us, entry[0]))
         return [
@@ -47,7 +47,7 @@ class Replay:
 
 
 async def run(
-    db: Database, body: alerts_pb2.AlertRule, project: str, start_us: int, end_us: int
+    db: Database, body: rules_pb2.AlertRule, project: str, start_us: int, end_us: int
 ) -> tuple[Rule, Replay]:
     """Runs a checked rule over what was stored in `[start_us, end_us)`.
 

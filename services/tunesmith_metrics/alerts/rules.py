@@ -7,7 +7,7 @@ from typing import Any
 import re2
 
 from tunesmith.api.jobs.v1 import state_pb2
-from tunesmith.api.metrics.v1 import alerts_pb2, events_pb2
+from tunesmith.api.metrics.v1 import events_pb2, rules_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
 from tunesmith.errors import InvalidArgument, Violation
 from tunesmith_kit import names
@@ -64,10 +64,10 @@ class _Check:
                 self.wrong(path, name, "belongs to another project")
 
 
-def check_rule(rule: alerts_pb2.AlertRule, project: str) -> None:
+def check_rule(rule: rules_pb2.AlertRule, project: str) -> None:
     """Raises `InvalidArgument` with every mistake of a rule."""
     check = _Check(project)
-    check.one_of("severity", rule.severity, alerts_pb2.AlertSeverity, needed=False)
+    check.one_of("severity", rule.severity, rules_pb2.AlertSeverity, needed=False)
     check.span("hold", rule.hold, 0, needed=False)
     if rule.HasField("repeat_interval"):
         check.span("repeat_interval", rule.repeat_interval, _SHORTEST_REPEAT_SECONDS, needed=True)
@@ -101,7 +101,7 @@ def _check_labels(check: _Check, path: str, labels: Any) -> None:
             check.wrong(f"{path}.{key}", value, "is too long: keys have 1 to 64 characters, values up to 256")
 
 
-def _check_selector(check: _Check, selector: alerts_pb2.AlertSelector, about_nodes: bool) -> None:
+def _check_selector(check: _Check, selector: rules_pb2.AlertSelector, about_nodes: bool) -> None:
     _check_labels(check, "selector.labels", selector.labels)
     for index, job in enumerate(selector.jobs):
         check.resource(f"selector.jobs[{index}]", "projects/*/jobs/*", job)
@@ -115,13 +115,13 @@ def _check_selector(check: _Check, selector: alerts_pb2.AlertSelector, about_nod
 
 
 def _check_threshold(check: _Check, path: str, said: Any) -> None:
-    check.one_of(f"{path}.comparison", said.comparison, alerts_pb2.Comparison)
+    check.one_of(f"{path}.comparison", said.comparison, rules_pb2.Comparison)
     if not math.isfinite(said.value):
         check.wrong(f"{path}.value", said.value, "is not a number", "use not_finite to find NaN and infinity")
 
 
-def _check_trend(check: _Check, path: str, said: alerts_pb2.MetricTrend) -> None:
-    check.one_of(f"{path}.trend", said.trend, alerts_pb2.Trend)
+def _check_trend(check: _Check, path: str, said: rules_pb2.MetricTrend) -> None:
+    check.one_of(f"{path}.trend", said.trend, rules_pb2.Trend)
     if said.num_points < 1:
         check.wrong(f"{path}.num_points", said.num_points, "must be at least 1")
     if not 0 < said.change < math.inf:
@@ -149,7 +149,7 @@ def _check_states(known: list[str]) -> Any:
     return check_states
 
 
-def _check_log(check: _Check, path: str, said: alerts_pb2.LogMatches) -> None:
+def _check_log(check: _Check, path: str, said: rules_pb2.LogMatches) -> None:
     check.one_of(f"{path}.min_level", said.min_level, events_pb2.LogLevel, needed=False)
     if said.HasField("window"):
         check.span(f"{path}.window", said.window, 0, needed=True)
@@ -199,7 +199,7 @@ _CHECKS: dict[str, Any] = {
 }
 
 
-def check_silence(silence: alerts_pb2.Silence, project: str, now_us: int) -> None:
+def check_silence(silence: rules_pb2.Silence, project: str, now_us: int) -> None:
     """Raises `InvalidArgument` for a silence that could never match or has ended."""
     for form, chosen in (("projects/*/alertRules/*", silence.rules),):
         for name in chosen:
@@ -219,11 +219,11 @@ def check_silence(silence: alerts_pb2.Silence, project: str, now_us: int) -> Non
         )
 
 
-def check_channel(channel: alerts_pb2.AlertChannel, private: bool) -> None:
+def check_channel(channel: rules_pb2.AlertChannel, private: bool) -> None:
     """Raises `InvalidArgument` for a channel that could never be told anything."""
     if channel.WhichOneof("target") == "webhook":
         targets.check_url(channel.webhook.url, private)
-        if channel.webhook.format not in alerts_pb2.WebhookFormat.values():
+        if channel.webhook.format not in rules_pb2.WebhookFormat.values():
             raise _channel_error("webhook.format", channel.webhook.format, "the format is not known")
         try:
             webhook.key_of(channel.webhook.secret)

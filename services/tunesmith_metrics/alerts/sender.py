@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from tunesmith.api.metrics.v1 import alerts_pb2
+from tunesmith.api.metrics.v1 import rules_pb2
 from tunesmith_kit.clock import Clock
 from tunesmith_kit.db import Database
 from tunesmith_kit.telemetry import METRICS
@@ -76,7 +76,7 @@ class Sender:
             log.warning("notification is tried again", extra={"notification": row.id, "problem": problem})
         return problem
 
-    async def send(self, channel: alerts_pb2.AlertChannel, row: Any) -> str:
+    async def send(self, channel: rules_pb2.AlertChannel, row: Any) -> str:
         """Sends a notification through a channel and returns what went wrong; empty: nothing did."""
         loop = asyncio.get_running_loop()
         try:
@@ -86,7 +86,7 @@ class Sender:
                     self._threads, webhook.send, channel.webhook, row, now, self._private
                 )
             else:
-                alert = alerts_pb2.Alert.FromString(row.alert)
+                alert = rules_pb2.Alert.FromString(row.alert)
                 await loop.run_in_executor(
                     self._threads, chat.send, channel.apprise, alert, row.state, self._private
                 )

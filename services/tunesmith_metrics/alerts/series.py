@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from itertools import repeat
 from typing import Any
 
-from tunesmith.api.metrics.v1 import alerts_pb2
+from tunesmith.api.metrics.v1 import rules_pb2
 from tunesmith_metrics.alerts.judge import Case, Finding, Judge
 from tunesmith_metrics.alerts.samples import Records
 
@@ -15,10 +15,10 @@ _MOST_KEYS = 1000  # of one job that one rule keeps apart
 
 
 COMPARE: dict[int, tuple[Callable[[float, float], bool], str]] = {
-    alerts_pb2.COMPARISON_ABOVE: (operator.gt, "above"),
-    alerts_pb2.COMPARISON_AT_LEAST: (operator.ge, "at least"),
-    alerts_pb2.COMPARISON_BELOW: (operator.lt, "below"),
-    alerts_pb2.COMPARISON_AT_MOST: (operator.le, "at most"),
+    rules_pb2.COMPARISON_ABOVE: (operator.gt, "above"),
+    rules_pb2.COMPARISON_AT_LEAST: (operator.ge, "at least"),
+    rules_pb2.COMPARISON_BELOW: (operator.lt, "below"),
+    rules_pb2.COMPARISON_AT_MOST: (operator.le, "at most"),
 }
 
 
@@ -181,9 +181,9 @@ class TrendJudge(_Series):
         moved = math.fsum(track.points[size:]) / size - before
         change = moved / abs(before) if before else math.copysign(math.inf, moved) if moved else 0.0
         words: dict[int, str] = {
-            alerts_pb2.TREND_RISING: "rose" if change >= self._change else "",
-            alerts_pb2.TREND_FALLING: "fell" if -change >= self._change else "",
-            alerts_pb2.TREND_FLAT: "moved only" if abs(change) < self._change else "",
+            rules_pb2.TREND_RISING: "rose" if change >= self._change else "",
+            rules_pb2.TREND_FALLING: "fell" if -change >= self._change else "",
+            rules_pb2.TREND_FLAT: "moved only" if abs(change) < self._change else "",
         }
         word = words[self._trend]
         if not word:

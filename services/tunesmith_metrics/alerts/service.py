@@ -5,8 +5,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from tunesmith.api.metrics.v1 import alerts_pb2 as pb
-from tunesmith.api.metrics.v1 import alerts_pb2_grpc
+from tunesmith.api.metrics.v1 import alerts_pb2, alerts_pb2_grpc
+from tunesmith.api.metrics.v1 import rules_pb2 as pb
 from tunesmith_kit import names
 from tunesmith_kit.clock import Clock
 from tunesmith_kit.db import Database, current_revision
@@ -47,46 +47,46 @@ class AlertService(alerts_pb2_grpc.AlertServiceServicer):
         return int(self._clock.now().timestamp() * 1_000_000)
 
     async def CreateAlertRule(
-        self, request: pb.CreateAlertRuleRequest, context: Context
-    ) -> pb.CreateAlertRuleResponse:
+        self, request: alerts_pb2.CreateAlertRuleRequest, context: Context
+    ) -> alerts_pb2.CreateAlertRuleResponse:
         """Makes a rule."""
         (project,) = names.parse(_PROJECT, request.parent, "parent")
         rules.check_rule(request.rule, project)
         actor, now_us = principal().name, self._now_us()
 
-        def write(session: Session) -> pb.CreateAlertRuleResponse:
-            def act() -> pb.CreateAlertRuleResponse:
+        def write(session: Session) -> alerts_pb2.CreateAlertRuleResponse:
+            def act() -> alerts_pb2.CreateAlertRuleResponse:
                 made = registry.create(session, project, request.rule_id, request.rule, now_us)
-                return pb.CreateAlertRuleResponse(rule=made)
+                return alerts_pb2.CreateAlertRuleResponse(rule=made)
 
-            return once(session, REQUESTS, actor, request, act, pb.CreateAlertRuleResponse)
+            return once(session, REQUESTS, actor, request, act, alerts_pb2.CreateAlertRuleResponse)
 
         response = await self._db.write(write)
         self._engine.poke()
         return response
 
     async def GetAlertRule(
-        self, request: pb.GetAlertRuleRequest, context: Context
-    ) -> pb.GetAlertRuleResponse:
+        self, request: alerts_pb2.GetAlertRuleRequest, context: Context
+    ) -> alerts_pb2.GetAlertRuleResponse:
         """Returns one rule."""
         project, rule_id = names.parse(_RULE, request.name)
         found = await self._db.read(lambda s: registry.message(store.rule_row(s, project, rule_id)))
-        return pb.GetAlertRuleResponse(rule=found)
+        return alerts_pb2.GetAlertRuleResponse(rule=found)
 
     async def ListAlertRules(
-        self, request: pb.ListAlertRulesRequest, context: Context
-    ) -> pb.ListAlertRulesResponse:
+        self, request: alerts_pb2.ListAlertRulesRequest, context: Context
+    ) -> alerts_pb2.ListAlertRulesResponse:
         """Lists rules by name."""
         (project,) = names.parse(_PROJECT, request.parent, "parent")
         after = names.page_cursor(request.parent, request.page_token)
         size = names.page_size(request.page_size, 100)
         found, cursor = await self._db.read(lambda s: registry.page(s, project, after, size))
         token = names.page_token(request.parent, cursor) if cursor else ""
-        return pb.ListAlertRulesResponse(rules=found, next_page_token=token)
+        return alerts_pb2.ListAlertRulesResponse(rules=found, next_page_token=token)
 
     async def UpdateAlertRule(
-        self, request: pb.UpdateAlertRuleRequest, context: Context
-    ) -> pb.UpdateAlertRuleResponse:
+        self, request: alerts_pb2.UpdateAlertRuleRequest, context: Context
+    ) -> alerts_pb2.UpdateAlertRuleResponse:
         """Changes a rule."""
         project, rule_id = names.parse(_RULE, request.rule.name, "rule.name")
         now_us = self._now_us()
@@ -95,32 +95,34 @@ class AlertService(alerts_pb2_grpc.AlertServiceServicer):
             lambda s: registry.update(s, project, rule_id, request.rule, paths, now_us)
         )
         self._engine.poke()
-        return pb.UpdateAlertRuleResponse(rule=changed)
+        return alerts_pb2.UpdateAlertRuleResponse(rule=changed)
 
     async def DeleteAlertRule(
-        self, request: pb.DeleteAlertRuleRequest, context: Context
-    ) -> pb.DeleteAlertRuleResponse:
+        self, request: alerts_pb2.DeleteAlertRuleRequest, context: Context
+    ) -> alerts_pb2.DeleteAlertRuleResponse:
         """Deletes a rule."""
         project, rule_id = names.parse(_RULE, request.name)
         now_us = self._now_us()
         await self._db.write(lambda s: registry.delete(s, project, rule_id, now_us))
         self._engine.poke()
-        return pb.DeleteAlertRuleResponse()
+        return alerts_pb2.DeleteAlertRuleResponse()
 
     async def TestAlertRule(
-        self, request: pb.TestAlertRuleRequest, context: Context
-    ) -> pb.TestAlertRuleResponse:
+        self, request: alerts_pb2.TestAlertRuleRequest, context: Context
+    ) -> alerts_pb2.TestAlertRuleResponse:
         """Runs a rule over what is stored."""
         (project,) = names.parse(_PROJECT, request.parent, "parent")
         rules.check_rule(request.rule, project)
         start_us = request.start_time.ToMicroseconds() if request.HasField("start_time") else 0
         end_us = request.end_time.ToMicroseconds() if request.HasField("end_time") else self._now_us()
         rule, found = await replay.run(self._db, request.rule, project, start_us, end_us)
-        return pb.TestAlertRuleResponse(
+        return alerts_pb2.TestAlertRuleResponse(
             alerts=found.alerts(rule), num_subjects=found.num_subjects, num_samples=found.num_samples
         )
 
-    async def ListAlerts(self, request: pb.ListAlertsRequest, context: Context) -> pb.ListAlertsResponse:
+    async def ListAlerts(
+        self, request: alerts_pb2.ListAlertsRequest, context: Context
+    ) -> alerts_pb2.ListAlertsResponse:
         """Lists alerts, newest first."""
         (project,) = names.parse(_PROJECT, request.parent, "parent")
         scope = f"{request.parent}|{sorted(request.states)}|{request.rule}|{request.subject}"
@@ -134,19 +136,19 @@ class AlertService(alerts_pb2_grpc.AlertServiceServicer):
             where.append(ALERTS.c.subject == request.subject)
         now_us = self._now_us()
 
-        def read(session: Session) -> pb.ListAlertsResponse:
+        def read(session: Session) -> alerts_pb2.ListAlertsResponse:
             revision = current_revision(session, REVISION)
             size = names.page_size(request.page_size, 100)
             rows, after = store.newest_first(session, ALERTS, "begin_us", where, cursor, size)
             token = names.page_token(scope, after) if after else ""
             found = _alerts(session, project, rows, now_us)
-            return pb.ListAlertsResponse(alerts=found, next_page_token=token, revision=revision)
+            return alerts_pb2.ListAlertsResponse(alerts=found, next_page_token=token, revision=revision)
 
         return await self._db.read(read)
 
     async def WatchAlerts(
-        self, request: pb.WatchAlertsRequest, context: Context
-    ) -> AsyncIterator[pb.WatchAlertsResponse]:
+        self, request: alerts_pb2.WatchAlertsRequest, context: Context
+    ) -> AsyncIterator[alerts_pb2.WatchAlertsResponse]:
         """Streams alerts as they change."""
         (project,) = names.parse(_PROJECT, request.parent, "parent")
 
@@ -154,7 +156,7 @@ class AlertService(alerts_pb2_grpc.AlertServiceServicer):
             return await self._db.read(lambda s: self._changed(s, project, revision))
 
         async for found, revision in changes(self._db, self._signal, fetch, request.from_revision):
-            yield pb.WatchAlertsResponse(alerts=found, revision=revision)
+            yield alerts_pb2.WatchAlertsResponse(alerts=found, revision=revision)
 
     def _changed(self, session: Session, project: str, revision: int) -> tuple[Sequence[pb.Alert], int]:
         newest = current_revision(session, REVISION)
@@ -162,25 +164,25 @@ class AlertService(alerts_pb2_grpc.AlertServiceServicer):
         return _alerts(session, project, rows, self._now_us()), max(reached, revision) if rows else newest
 
     async def CreateSilence(
-        self, request: pb.CreateSilenceRequest, context: Context
-    ) -> pb.CreateSilenceResponse:
+        self, request: alerts_pb2.CreateSilenceRequest, context: Context
+    ) -> alerts_pb2.CreateSilenceResponse:
         """Keeps channels quiet for a while."""
         (project,) = names.parse(_PROJECT, request.parent, "parent")
         actor, now_us = principal().name, self._now_us()
         rules.check_silence(request.silence, project, now_us)
 
-        def write(session: Session) -> pb.CreateSilenceResponse:
-            def act() -> pb.CreateSilenceResponse:
+        def write(session: Session) -> alerts_pb2.CreateSilenceResponse:
+            def act() -> alerts_pb2.CreateSilenceResponse:
                 made = registry.silence(session, project, request.silence, actor, now_us)
-                return pb.CreateSilenceResponse(silence=made)
+                return alerts_pb2.CreateSilenceResponse(silence=made)
 
-            return once(session, REQUESTS, actor, request, act, pb.CreateSilenceResponse)
+            return once(session, REQUESTS, actor, request, act, alerts_pb2.CreateSilenceResponse)
 
         return await self._db.write(write)
 
     async def ListSilences(
-        self, request: pb.ListSilencesRequest, context: Context
-    ) -> pb.ListSilencesResponse:
+        self, request: alerts_pb2.ListSilencesRequest, context: Context
+    ) -> alerts_pb2.ListSilencesResponse:
         """Lists silences, those that end last first."""
         (project,) = names.parse(_PROJECT, request.parent, "parent")
         scope = f"{request.parent}|{request.show_ended}"
@@ -189,45 +191,47 @@ class AlertService(alerts_pb2_grpc.AlertServiceServicer):
         end = None if request.show_ended else now_us
         found, after = await self._db.read(lambda s: registry.silences(s, project, end, cursor, size))
         token = names.page_token(scope, after) if after else ""
-        return pb.ListSilencesResponse(silences=found, next_page_token=token)
+        return alerts_pb2.ListSilencesResponse(silences=found, next_page_token=token)
 
-    async def EndSilence(self, request: pb.EndSilenceRequest, context: Context) -> pb.EndSilenceResponse:
+    async def EndSilence(
+        self, request: alerts_pb2.EndSilenceRequest, context: Context
+    ) -> alerts_pb2.EndSilenceResponse:
         """Ends a silence; the sender then tells what it held back."""
         project, silence_id = names.parse(_SILENCE, request.name)
         now_us = self._now_us()
         ended = await self._db.write(lambda s: registry.end_silence(s, project, silence_id, now_us))
-        return pb.EndSilenceResponse(silence=ended)
+        return alerts_pb2.EndSilenceResponse(silence=ended)
 
     async def SetAlertChannel(
-        self, request: pb.SetAlertChannelRequest, context: Context
-    ) -> pb.SetAlertChannelResponse:
+        self, request: alerts_pb2.SetAlertChannelRequest, context: Context
+    ) -> alerts_pb2.SetAlertChannelResponse:
         """Makes or replaces a channel."""
         project, channel_id = names.parse(_CHANNEL, request.channel.name, "channel.name")
         private = self._private
         made = await self._db.write(
             lambda s: registry.set_channel(s, project, channel_id, request.channel, private)
         )
-        return pb.SetAlertChannelResponse(channel=registry.shown(made))
+        return alerts_pb2.SetAlertChannelResponse(channel=registry.shown(made))
 
     async def ListAlertChannels(
-        self, request: pb.ListAlertChannelsRequest, context: Context
-    ) -> pb.ListAlertChannelsResponse:
+        self, request: alerts_pb2.ListAlertChannelsRequest, context: Context
+    ) -> alerts_pb2.ListAlertChannelsResponse:
         """Lists channels by name."""
         (project,) = names.parse(_PROJECT, request.parent, "parent")
         found = await self._db.read(lambda s: store.channels(s, project))
-        return pb.ListAlertChannelsResponse(channels=[registry.shown(each) for each in found])
+        return alerts_pb2.ListAlertChannelsResponse(channels=[registry.shown(each) for each in found])
 
     async def DeleteAlertChannel(
-        self, request: pb.DeleteAlertChannelRequest, context: Context
-    ) -> pb.DeleteAlertChannelResponse:
+        self, request: alerts_pb2.DeleteAlertChannelRequest, context: Context
+    ) -> alerts_pb2.DeleteAlertChannelResponse:
         """Deletes a channel."""
         project, channel_id = names.parse(_CHANNEL, request.name)
         await self._db.write(lambda s: store.drop_channel(s, project, channel_id))
-        return pb.DeleteAlertChannelResponse()
+        return alerts_pb2.DeleteAlertChannelResponse()
 
     async def TestAlertChannel(
-        self, request: pb.TestAlertChannelRequest, context: Context
-    ) -> pb.TestAlertChannelResponse:
+        self, request: alerts_pb2.TestAlertChannelRequest, context: Context
+    ) -> alerts_pb2.TestAlertChannelResponse:
         """Sends a test notification."""
         project, channel_id = names.parse(_CHANNEL, request.name)
         channel = await self._db.read(lambda s: store.channel(s, project, channel_id))
@@ -237,11 +241,11 @@ class AlertService(alerts_pb2_grpc.AlertServiceServicer):
         row.delivery = notices.FAILED if problem else notices.DELIVERED
         row.deliver_us = 0 if problem else self._now_us()
         await self._db.write(lambda s: store.insert_new(s, NOTICES, [vars(row)]))
-        return pb.TestAlertChannelResponse(notification=notices.message(row))
+        return alerts_pb2.TestAlertChannelResponse(notification=notices.message(row))
 
     async def ListNotifications(
-        self, request: pb.ListNotificationsRequest, context: Context
-    ) -> pb.ListNotificationsResponse:
+        self, request: alerts_pb2.ListNotificationsRequest, context: Context
+    ) -> alerts_pb2.ListNotificationsResponse:
         """Lists notifications, newest first."""
         (project,) = names.parse(_PROJECT, request.parent, "parent")
         scope = f"{request.parent}|{request.alert}"
@@ -255,7 +259,7 @@ class AlertService(alerts_pb2_grpc.AlertServiceServicer):
         )
         token = names.page_token(scope, after) if after else ""
         found = [notices.message(row) for row in rows]
-        return pb.ListNotificationsResponse(notifications=found, next_page_token=token)
+        return alerts_pb2.ListNotificationsResponse(notifications=found, next_page_token=token)
 
 
 def _alerts(session: Session, project: str, rows: Sequence[Any], now_us: int) -> list[pb.Alert]:

@@ -9,7 +9,7 @@ from sqlalchemy import Row, Table, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from tunesmith.api.metrics.v1 import alerts_pb2
+from tunesmith.api.metrics.v1 import rules_pb2
 from tunesmith.errors import InvalidArgument, NotFound
 from tunesmith_kit.db import current_revision
 from tunesmith_metrics.alerts.tables import (
@@ -128,14 +128,14 @@ def forget_subject(session: Session, subject: str) -> None:
     session.execute(delete(HISTORY).where(HISTORY.c.subject == subject))
 
 
-def active_silences(session: Session, project: str, now_us: int) -> list[alerts_pb2.Silence]:
+def active_silences(session: Session, project: str, now_us: int) -> list[rules_pb2.Silence]:
     """The silences of a project in force at a time."""
     of = SILENCES.c
     query = select(of.body).where(of.project == project, of.end_us > now_us, of.start_us <= now_us)
-    return [alerts_pb2.Silence.FromString(body) for body in session.execute(query).scalars()]
+    return [rules_pb2.Silence.FromString(body) for body in session.execute(query).scalars()]
 
 
-def silences_of(alert: alerts_pb2.Alert, silences: Iterable[alerts_pb2.Silence]) -> list[str]:
+def silences_of(alert: rules_pb2.Alert, silences: Iterable[rules_pb2.Silence]) -> list[str]:
     """Names of the silences that an alert matches."""
     return [
         each.name
@@ -169,22 +169,22 @@ def changed_alerts(session: Session, project: str, revision: int, size: int) -> 
     return rows, rows[-1].revision if rows else revision
 
 
-def save_alert(session: Session, alert: alerts_pb2.Alert, **columns: Any) -> None:
+def save_alert(session: Session, alert: rules_pb2.Alert, **columns: Any) -> None:
     """Writes changed columns of an alert together with its body."""
     ident = alert.name.rpartition("/")[2]
     values = {"state": alert.state, "revision": alert.revision, "body": alert.SerializeToString(), **columns}
     session.execute(update(ALERTS).where(ALERTS.c.id == ident).values(values))
 
 
-def channel_row(session: Session, project: str, channel_id: str) -> alerts_pb2.AlertChannel | None:
+def channel_row(session: Session, project: str, channel_id: str) -> rules_pb2.AlertChannel | None:
     """A channel with its secrets, or None."""
     of = CHANNELS.c
     query = select(of.body).where(of.project == project, of.id == channel_id)
     body = session.execute(query).scalar_one_or_none()
-    return None if body is None else alerts_pb2.AlertChannel.FromString(body)
+    return None if body is None else rules_pb2.AlertChannel.FromString(body)
 
 
-def channel(session: Session, project: str, channel_id: str) -> alerts_pb2.AlertChannel:
+def channel(session: Session, project: str, channel_id: str) -> rules_pb2.AlertChannel:
     """A channel with its secrets; `NotFound` when there is none."""
     found = channel_row(session, project, channel_id)
     if found is None:
@@ -193,10 +193,10 @@ def channel(session: Session, project: str, channel_id: str) -> alerts_pb2.Alert
     return found
 
 
-def channels(session: Session, project: str) -> list[alerts_pb2.AlertChannel]:
+def channels(session: Session, project: str) -> list[rules_pb2.AlertChannel]:
     """The channels of a project by name, with their secrets."""
     query = select(CHANNELS.c.body).where(CHANNELS.c.project == project).order_by(CHANNELS.c.id)
-    return [alerts_pb2.AlertChannel.FromString(body) for body in session.execute(query).scalars()]
+    return [rules_pb2.AlertChannel.FromString(body) for body in session.execute(query).scalars()]
 
 
 def drop_channel(session: Session, project: str, channel_id: str) -> None:
@@ -204,7 +204,7 @@ def drop_channel(session: Session, project: str, channel_id: str) -> None:
     channel(session, project, channel_id)
     session.execute(delete(CHANNELS).where(CHANNELS.c.project == project, CHANNELS.c.id == channel_id))
     of = NOTICES.c
-    waiting = of.delivery == alerts_pb2.NOTIFICATION_STATE_WAITING
+    waiting = of.delivery == rules_pb2.NOTIFICATION_STATE_WAITING
     session.execute(delete(NOTICES).where(of.project == project, of.channel_id == channel_id, waiting))
 
 

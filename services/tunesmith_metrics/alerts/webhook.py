@@ -10,17 +10,17 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
-from tunesmith.api.metrics.v1 import alerts_pb2
+from tunesmith.api.metrics.v1 import rules_pb2
 from tunesmith_metrics.alerts.targets import Refused, post
 
 _NEVER = "0001-01-01T00:00:00Z"
 _PREFIX = "whsec_"
 
 
-def send(target: alerts_pb2.WebhookTarget, notice: Any, now: datetime, private: bool) -> None:
+def send(target: rules_pb2.WebhookTarget, notice: Any, now: datetime, private: bool) -> None:
     """Sends a notification; `notice` is its row. Raises `Refused` unless the answer is 2xx."""
-    alert = alerts_pb2.Alert.FromString(notice.alert)
-    formed = target.format == alerts_pb2.WEBHOOK_FORMAT_ALERTMANAGER
+    alert = rules_pb2.Alert.FromString(notice.alert)
+    formed = target.format == rules_pb2.WEBHOOK_FORMAT_ALERTMANAGER
     content = alertmanager(alert, notice) if formed else own(alert, notice)
     body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
     headers = {"content-type": "application/json", "user-agent": "tunesmith"}
@@ -52,9 +52,9 @@ def key_of(secret: str) -> bytes:
         raise ValueError("what stands behind whsec_ is not base64") from None
 
 
-def own(alert: alerts_pb2.Alert, notice: Any) -> dict[str, Any]:
+def own(alert: rules_pb2.Alert, notice: Any) -> dict[str, Any]:
     """The body in our own form."""
-    firing = notice.state == alerts_pb2.ALERT_STATE_FIRING
+    firing = notice.state == rules_pb2.ALERT_STATE_FIRING
     return {
         "id": notice.id,
         "type": "alert.firing" if firing else "alert.resolved",
@@ -63,11 +63,11 @@ def own(alert: alerts_pb2.Alert, notice: Any) -> dict[str, Any]:
     }
 
 
-def alertmanager(alert: alerts_pb2.Alert, notice: Any) -> dict[str, Any]:
+def alertmanager(alert: rules_pb2.Alert, notice: Any) -> dict[str, Any]:
     """The body as Alertmanager sends it to webhooks, version 4: a group of one alert."""
-    firing = notice.state == alerts_pb2.ALERT_STATE_FIRING
+    firing = notice.state == rules_pb2.ALERT_STATE_FIRING
     status = "firing" if firing else "resolved"
-    severity = alerts_pb2.AlertSeverity.Name(alert.severity).removeprefix("ALERT_SEVERITY_").lower()
+    severity = rules_pb2.AlertSeverity.Name(alert.severity).removeprefix("ALERT_SEVERITY_").lower()
     labels = {
         **alert.labels,
         "alertname": alert.rule.rpartition("/")[2],

@@ -9,13 +9,11 @@ live.
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
-from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
-from tunesmith.api.metrics.v1 import events_pb2 as _events_pb2
+from tunesmith.api.metrics.v1 import rules_pb2 as _rules_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -26,1029 +24,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class _AlertSeverity:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _AlertSeverityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AlertSeverity.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    ALERT_SEVERITY_UNSPECIFIED: _AlertSeverity.ValueType  # 0
-    """As ALERT_SEVERITY_WARNING."""
-    ALERT_SEVERITY_INFO: _AlertSeverity.ValueType  # 1
-    """Good to know."""
-    ALERT_SEVERITY_WARNING: _AlertSeverity.ValueType  # 2
-    """Somebody should look."""
-    ALERT_SEVERITY_CRITICAL: _AlertSeverity.ValueType  # 3
-    """Somebody must act."""
-
-class AlertSeverity(_AlertSeverity, metaclass=_AlertSeverityEnumTypeWrapper):
-    """How grave an alert is."""
-
-ALERT_SEVERITY_UNSPECIFIED: AlertSeverity.ValueType  # 0
-"""As ALERT_SEVERITY_WARNING."""
-ALERT_SEVERITY_INFO: AlertSeverity.ValueType  # 1
-"""Good to know."""
-ALERT_SEVERITY_WARNING: AlertSeverity.ValueType  # 2
-"""Somebody should look."""
-ALERT_SEVERITY_CRITICAL: AlertSeverity.ValueType  # 3
-"""Somebody must act."""
-Global___AlertSeverity: _TypeAlias = AlertSeverity  # noqa: Y015
-
-class _Comparison:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _ComparisonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Comparison.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    COMPARISON_UNSPECIFIED: _Comparison.ValueType  # 0
-    """Not set."""
-    COMPARISON_ABOVE: _Comparison.ValueType  # 1
-    """Greater."""
-    COMPARISON_AT_LEAST: _Comparison.ValueType  # 2
-    """Greater or equal."""
-    COMPARISON_BELOW: _Comparison.ValueType  # 3
-    """Smaller."""
-    COMPARISON_AT_MOST: _Comparison.ValueType  # 4
-    """Smaller or equal."""
-
-class Comparison(_Comparison, metaclass=_ComparisonEnumTypeWrapper):
-    """How two numbers compare."""
-
-COMPARISON_UNSPECIFIED: Comparison.ValueType  # 0
-"""Not set."""
-COMPARISON_ABOVE: Comparison.ValueType  # 1
-"""Greater."""
-COMPARISON_AT_LEAST: Comparison.ValueType  # 2
-"""Greater or equal."""
-COMPARISON_BELOW: Comparison.ValueType  # 3
-"""Smaller."""
-COMPARISON_AT_MOST: Comparison.ValueType  # 4
-"""Smaller or equal."""
-Global___Comparison: _TypeAlias = Comparison  # noqa: Y015
-
-class _Trend:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _TrendEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trend.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    TREND_UNSPECIFIED: _Trend.ValueType  # 0
-    """Not set."""
-    TREND_RISING: _Trend.ValueType  # 1
-    """It grew by at least the change."""
-    TREND_FALLING: _Trend.ValueType  # 2
-    """It shrank by at least the change."""
-    TREND_FLAT: _Trend.ValueType  # 3
-    """It moved by less than the change."""
-
-class Trend(_Trend, metaclass=_TrendEnumTypeWrapper):
-    """Which change of a metric is meant."""
-
-TREND_UNSPECIFIED: Trend.ValueType  # 0
-"""Not set."""
-TREND_RISING: Trend.ValueType  # 1
-"""It grew by at least the change."""
-TREND_FALLING: Trend.ValueType  # 2
-"""It shrank by at least the change."""
-TREND_FLAT: Trend.ValueType  # 3
-"""It moved by less than the change."""
-Global___Trend: _TypeAlias = Trend  # noqa: Y015
-
-class _AlertState:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _AlertStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AlertState.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    ALERT_STATE_UNSPECIFIED: _AlertState.ValueType  # 0
-    """Not set."""
-    ALERT_STATE_PENDING: _AlertState.ValueType  # 1
-    """The condition holds, but not yet for long enough."""
-    ALERT_STATE_FIRING: _AlertState.ValueType  # 2
-    """The condition holds."""
-    ALERT_STATE_RESOLVED: _AlertState.ValueType  # 3
-    """The condition held."""
-
-class AlertState(_AlertState, metaclass=_AlertStateEnumTypeWrapper):
-    """Where an alert stands."""
-
-ALERT_STATE_UNSPECIFIED: AlertState.ValueType  # 0
-"""Not set."""
-ALERT_STATE_PENDING: AlertState.ValueType  # 1
-"""The condition holds, but not yet for long enough."""
-ALERT_STATE_FIRING: AlertState.ValueType  # 2
-"""The condition holds."""
-ALERT_STATE_RESOLVED: AlertState.ValueType  # 3
-"""The condition held."""
-Global___AlertState: _TypeAlias = AlertState  # noqa: Y015
-
-class _WebhookFormat:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _WebhookFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WebhookFormat.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    WEBHOOK_FORMAT_UNSPECIFIED: _WebhookFormat.ValueType  # 0
-    """As WEBHOOK_FORMAT_TUNESMITH."""
-    WEBHOOK_FORMAT_TUNESMITH: _WebhookFormat.ValueType  # 1
-    """The notification as JSON: id, type (`alert.firing` or `alert.resolved`), time and the alert."""
-    WEBHOOK_FORMAT_ALERTMANAGER: _WebhookFormat.ValueType  # 2
-    """What Prometheus' Alertmanager sends to webhooks, version 4."""
-
-class WebhookFormat(_WebhookFormat, metaclass=_WebhookFormatEnumTypeWrapper):
-    """Form of a webhook's body."""
-
-WEBHOOK_FORMAT_UNSPECIFIED: WebhookFormat.ValueType  # 0
-"""As WEBHOOK_FORMAT_TUNESMITH."""
-WEBHOOK_FORMAT_TUNESMITH: WebhookFormat.ValueType  # 1
-"""The notification as JSON: id, type (`alert.firing` or `alert.resolved`), time and the alert."""
-WEBHOOK_FORMAT_ALERTMANAGER: WebhookFormat.ValueType  # 2
-"""What Prometheus' Alertmanager sends to webhooks, version 4."""
-Global___WebhookFormat: _TypeAlias = WebhookFormat  # noqa: Y015
-
-class _NotificationState:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _NotificationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NotificationState.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    NOTIFICATION_STATE_UNSPECIFIED: _NotificationState.ValueType  # 0
-    """Not set."""
-    NOTIFICATION_STATE_WAITING: _NotificationState.ValueType  # 1
-    """Not yet delivered."""
-    NOTIFICATION_STATE_DELIVERED: _NotificationState.ValueType  # 2
-    """Delivered."""
-    NOTIFICATION_STATE_FAILED: _NotificationState.ValueType  # 3
-    """Given up."""
-    NOTIFICATION_STATE_SILENCED: _NotificationState.ValueType  # 4
-    """Held back by a silence."""
-
-class NotificationState(_NotificationState, metaclass=_NotificationStateEnumTypeWrapper):
-    """What came of a notification."""
-
-NOTIFICATION_STATE_UNSPECIFIED: NotificationState.ValueType  # 0
-"""Not set."""
-NOTIFICATION_STATE_WAITING: NotificationState.ValueType  # 1
-"""Not yet delivered."""
-NOTIFICATION_STATE_DELIVERED: NotificationState.ValueType  # 2
-"""Delivered."""
-NOTIFICATION_STATE_FAILED: NotificationState.ValueType  # 3
-"""Given up."""
-NOTIFICATION_STATE_SILENCED: NotificationState.ValueType  # 4
-"""Held back by a silence."""
-Global___NotificationState: _TypeAlias = NotificationState  # noqa: Y015
-
-@_typing.final
-class AlertRule(_message.Message):
-    """A rule."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class LabelsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    NAME_FIELD_NUMBER: _builtins.int
-    DESCRIPTION_FIELD_NUMBER: _builtins.int
-    SEVERITY_FIELD_NUMBER: _builtins.int
-    SELECTOR_FIELD_NUMBER: _builtins.int
-    CONDITION_FIELD_NUMBER: _builtins.int
-    HOLD_FIELD_NUMBER: _builtins.int
-    CHANNELS_FIELD_NUMBER: _builtins.int
-    LABELS_FIELD_NUMBER: _builtins.int
-    REPEAT_INTERVAL_FIELD_NUMBER: _builtins.int
-    DISABLED_FIELD_NUMBER: _builtins.int
-    ETAG_FIELD_NUMBER: _builtins.int
-    CREATE_TIME_FIELD_NUMBER: _builtins.int
-    UPDATE_TIME_FIELD_NUMBER: _builtins.int
-    PROBLEM_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """`projects/{project}/alertRules/{rule}`."""
-    description: _builtins.str
-    """Words for people."""
-    severity: Global___AlertSeverity.ValueType
-    """How grave it is."""
-    disabled: _builtins.bool
-    """Whether it is switched off."""
-    etag: _builtins.str
-    """Changes with each change; give it back to change only what you saw."""
-    problem: _builtins.str
-    """Why it cannot be evaluated. Empty: it can."""
-    @_builtins.property
-    def selector(self) -> Global___AlertSelector:
-        """Which jobs or nodes it looks at."""
-
-    @_builtins.property
-    def condition(self) -> Global___AlertCondition:
-        """What it looks for."""
-
-    @_builtins.property
-    def hold(self) -> _duration_pb2.Duration:
-        """How long the condition must hold before the alert fires. Absent: at once."""
-
-    @_builtins.property
-    def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Channels that are told, `projects/{project}/alertChannels/{channel}`. Empty: nobody; the alert
-        is listed and watched.
-        """
-
-    @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Handed on with each notification."""
-
-    @_builtins.property
-    def repeat_interval(self) -> _duration_pb2.Duration:
-        """A firing alert is told again after this time. Absent: once."""
-
-    @_builtins.property
-    def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was made."""
-
-    @_builtins.property
-    def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was changed last."""
-
-    def __init__(
-        self,
-        *,
-        name: _builtins.str = ...,
-        description: _builtins.str = ...,
-        severity: Global___AlertSeverity.ValueType = ...,
-        selector: Global___AlertSelector | None = ...,
-        condition: Global___AlertCondition | None = ...,
-        hold: _duration_pb2.Duration | None = ...,
-        channels: _abc.Iterable[_builtins.str] | None = ...,
-        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        repeat_interval: _duration_pb2.Duration | None = ...,
-        disabled: _builtins.bool = ...,
-        etag: _builtins.str = ...,
-        create_time: _timestamp_pb2.Timestamp | None = ...,
-        update_time: _timestamp_pb2.Timestamp | None = ...,
-        problem: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "create_time", b"create_time", "hold", b"hold", "repeat_interval", b"repeat_interval", "selector", b"selector", "update_time", b"update_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "condition", b"condition", "create_time", b"create_time", "description", b"description", "disabled", b"disabled", "etag", b"etag", "hold", b"hold", "labels", b"labels", "name", b"name", "problem", b"problem", "repeat_interval", b"repeat_interval", "selector", b"selector", "severity", b"severity", "update_time", b"update_time"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___AlertRule: _TypeAlias = AlertRule  # noqa: Y015
-
-@_typing.final
-class AlertSelector(_message.Message):
-    """Which jobs or nodes a rule looks at; every part that is given must fit."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class LabelsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    EXPERIMENT_FIELD_NUMBER: _builtins.int
-    LABELS_FIELD_NUMBER: _builtins.int
-    JOBS_FIELD_NUMBER: _builtins.int
-    NODES_FIELD_NUMBER: _builtins.int
-    experiment: _builtins.str
-    """Experiment of the job."""
-    @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Labels of the job or node."""
-
-    @_builtins.property
-    def jobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Jobs, `projects/{project}/jobs/{job}`. Empty: all."""
-
-    @_builtins.property
-    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Nodes, `nodes/{node}`. Empty: all."""
-
-    def __init__(
-        self,
-        *,
-        experiment: _builtins.str = ...,
-        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        jobs: _abc.Iterable[_builtins.str] | None = ...,
-        nodes: _abc.Iterable[_builtins.str] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment", b"experiment", "jobs", b"jobs", "labels", b"labels", "nodes", b"nodes"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___AlertSelector: _TypeAlias = AlertSelector  # noqa: Y015
-
-@_typing.final
-class AlertCondition(_message.Message):
-    """What a rule looks for."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    THRESHOLD_FIELD_NUMBER: _builtins.int
-    TREND_FIELD_NUMBER: _builtins.int
-    NOT_FINITE_FIELD_NUMBER: _builtins.int
-    NO_PROGRESS_FIELD_NUMBER: _builtins.int
-    JOB_STATE_FIELD_NUMBER: _builtins.int
-    NODE_STATE_FIELD_NUMBER: _builtins.int
-    LOG_MATCHES_FIELD_NUMBER: _builtins.int
-    NODE_THRESHOLD_FIELD_NUMBER: _builtins.int
-    QUEUE_WAIT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def threshold(self) -> Global___MetricThreshold:
-        """A metric beyond a value."""
-
-    @_builtins.property
-    def trend(self) -> Global___MetricTrend:
-        """A metric that moves, or does not."""
-
-    @_builtins.property
-    def not_finite(self) -> Global___MetricNotFinite:
-        """A metric that is NaN or infinite."""
-
-    @_builtins.property
-    def no_progress(self) -> Global___NoProgress:
-        """A running job without a new step."""
-
-    @_builtins.property
-    def job_state(self) -> Global___JobStateIs:
-        """A job in a state."""
-
-    @_builtins.property
-    def node_state(self) -> Global___NodeStateIs:
-        """A node in a state."""
-
-    @_builtins.property
-    def log_matches(self) -> Global___LogMatches:
-        """Log lines."""
-
-    @_builtins.property
-    def node_threshold(self) -> Global___NodeThreshold:
-        """A series of a node beyond a value, for example the heat of its GPUs."""
-
-    @_builtins.property
-    def queue_wait(self) -> Global___QueueWait:
-        """A job that waits in the queue."""
-
-    def __init__(
-        self,
-        *,
-        threshold: Global___MetricThreshold | None = ...,
-        trend: Global___MetricTrend | None = ...,
-        not_finite: Global___MetricNotFinite | None = ...,
-        no_progress: Global___NoProgress | None = ...,
-        job_state: Global___JobStateIs | None = ...,
-        node_state: Global___NodeStateIs | None = ...,
-        log_matches: Global___LogMatches | None = ...,
-        node_threshold: Global___NodeThreshold | None = ...,
-        queue_wait: Global___QueueWait | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "job_state", b"job_state", "log_matches", b"log_matches", "no_progress", b"no_progress", "node_state", b"node_state", "node_threshold", b"node_threshold", "not_finite", b"not_finite", "queue_wait", b"queue_wait", "threshold", b"threshold", "trend", b"trend"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "job_state", b"job_state", "log_matches", b"log_matches", "no_progress", b"no_progress", "node_state", b"node_state", "node_threshold", b"node_threshold", "not_finite", b"not_finite", "queue_wait", b"queue_wait", "threshold", b"threshold", "trend", b"trend"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_condition: _TypeAlias = _typing.Literal["threshold", "trend", "not_finite", "no_progress", "job_state", "node_state", "log_matches", "node_threshold", "queue_wait"]  # noqa: Y015
-    _WhichOneofArgType_condition: _TypeAlias = _typing.Literal["condition", b"condition"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_condition) -> _WhichOneofReturnType_condition | None: ...
-
-Global___AlertCondition: _TypeAlias = AlertCondition  # noqa: Y015
-
-@_typing.final
-class MetricThreshold(_message.Message):
-    """A metric beyond a value."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    KEY_FIELD_NUMBER: _builtins.int
-    COMPARISON_FIELD_NUMBER: _builtins.int
-    VALUE_FIELD_NUMBER: _builtins.int
-    NUM_POINTS_FIELD_NUMBER: _builtins.int
-    MIN_STEP_FIELD_NUMBER: _builtins.int
-    key: _builtins.str
-    """Key, for example `train/loss`."""
-    comparison: Global___Comparison.ValueType
-    """How the metric compares to the value."""
-    value: _builtins.float
-    """The value."""
-    num_points: _builtins.int
-    """The mean of so many points is compared. 0 and 1: each point."""
-    min_step: _builtins.int
-    """Only from this step on."""
-    def __init__(
-        self,
-        *,
-        key: _builtins.str = ...,
-        comparison: Global___Comparison.ValueType = ...,
-        value: _builtins.float = ...,
-        num_points: _builtins.int = ...,
-        min_step: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["comparison", b"comparison", "key", b"key", "min_step", b"min_step", "num_points", b"num_points", "value", b"value"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___MetricThreshold: _TypeAlias = MetricThreshold  # noqa: Y015
-
-@_typing.final
-class MetricTrend(_message.Message):
-    """A metric that moves, or does not: the mean of the last `num_points` points is compared with that
-    of the `num_points` before.
-    """
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    KEY_FIELD_NUMBER: _builtins.int
-    NUM_POINTS_FIELD_NUMBER: _builtins.int
-    TREND_FIELD_NUMBER: _builtins.int
-    CHANGE_FIELD_NUMBER: _builtins.int
-    key: _builtins.str
-    """Key, for example `eval/loss`."""
-    num_points: _builtins.int
-    """Points in each of the two means."""
-    trend: Global___Trend.ValueType
-    """Which change is meant."""
-    change: _builtins.float
-    """Relative change, for example 0.1 for a tenth."""
-    def __init__(
-        self,
-        *,
-        key: _builtins.str = ...,
-        num_points: _builtins.int = ...,
-        trend: Global___Trend.ValueType = ...,
-        change: _builtins.float = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "key", b"key", "num_points", b"num_points", "trend", b"trend"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___MetricTrend: _TypeAlias = MetricTrend  # noqa: Y015
-
-@_typing.final
-class MetricNotFinite(_message.Message):
-    """A metric that is NaN or infinite."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    KEY_FIELD_NUMBER: _builtins.int
-    key: _builtins.str
-    """Key. Empty: any."""
-    def __init__(
-        self,
-        *,
-        key: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___MetricNotFinite: _TypeAlias = MetricNotFinite  # noqa: Y015
-
-@_typing.final
-class NoProgress(_message.Message):
-    """A running job without a new step."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    DURATION_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def duration(self) -> _duration_pb2.Duration:
-        """How long."""
-
-    def __init__(
-        self,
-        *,
-        duration: _duration_pb2.Duration | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___NoProgress: _TypeAlias = NoProgress  # noqa: Y015
-
-@_typing.final
-class JobStateIs(_message.Message):
-    """A job in a state."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    STATES_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def states(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """States, for example `FAILED`."""
-
-    def __init__(
-        self,
-        *,
-        states: _abc.Iterable[_builtins.str] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["states", b"states"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___JobStateIs: _TypeAlias = JobStateIs  # noqa: Y015
-
-@_typing.final
-class NodeStateIs(_message.Message):
-    """A node in a state."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    STATES_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def states(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """States, for example `LOST`."""
-
-    def __init__(
-        self,
-        *,
-        states: _abc.Iterable[_builtins.str] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["states", b"states"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___NodeStateIs: _TypeAlias = NodeStateIs  # noqa: Y015
-
-@_typing.final
-class LogMatches(_message.Message):
-    """Log lines."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    PATTERN_FIELD_NUMBER: _builtins.int
-    MIN_LEVEL_FIELD_NUMBER: _builtins.int
-    COUNT_FIELD_NUMBER: _builtins.int
-    WINDOW_FIELD_NUMBER: _builtins.int
-    pattern: _builtins.str
-    """Regular expression (RE2 syntax)."""
-    min_level: _events_pb2.LogLevel.ValueType
-    """Only lines of this weight or heavier."""
-    count: _builtins.int
-    """So many lines within the window. 0: one."""
-    @_builtins.property
-    def window(self) -> _duration_pb2.Duration:
-        """The window. Absent: a minute."""
-
-    def __init__(
-        self,
-        *,
-        pattern: _builtins.str = ...,
-        min_level: _events_pb2.LogLevel.ValueType = ...,
-        count: _builtins.int = ...,
-        window: _duration_pb2.Duration | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "min_level", b"min_level", "pattern", b"pattern", "window", b"window"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___LogMatches: _TypeAlias = LogMatches  # noqa: Y015
-
-@_typing.final
-class NodeThreshold(_message.Message):
-    """A series of a node beyond a value."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    KEY_FIELD_NUMBER: _builtins.int
-    COMPARISON_FIELD_NUMBER: _builtins.int
-    VALUE_FIELD_NUMBER: _builtins.int
-    key: _builtins.str
-    """Key, for example `gpu*/temperature_celsius`."""
-    comparison: Global___Comparison.ValueType
-    """How the series compares to the value."""
-    value: _builtins.float
-    """The value."""
-    def __init__(
-        self,
-        *,
-        key: _builtins.str = ...,
-        comparison: Global___Comparison.ValueType = ...,
-        value: _builtins.float = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["comparison", b"comparison", "key", b"key", "value", b"value"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___NodeThreshold: _TypeAlias = NodeThreshold  # noqa: Y015
-
-@_typing.final
-class QueueWait(_message.Message):
-    """A job that waits in the queue."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    DURATION_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def duration(self) -> _duration_pb2.Duration:
-        """How long."""
-
-    def __init__(
-        self,
-        *,
-        duration: _duration_pb2.Duration | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___QueueWait: _TypeAlias = QueueWait  # noqa: Y015
-
-@_typing.final
-class Alert(_message.Message):
-    """What a rule found about one job or node."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class LabelsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    NAME_FIELD_NUMBER: _builtins.int
-    RULE_FIELD_NUMBER: _builtins.int
-    SUBJECT_FIELD_NUMBER: _builtins.int
-    SUBJECT_NAME_FIELD_NUMBER: _builtins.int
-    STATE_FIELD_NUMBER: _builtins.int
-    SEVERITY_FIELD_NUMBER: _builtins.int
-    SUMMARY_FIELD_NUMBER: _builtins.int
-    VALUE_FIELD_NUMBER: _builtins.int
-    STEP_FIELD_NUMBER: _builtins.int
-    PENDING_TIME_FIELD_NUMBER: _builtins.int
-    FIRING_TIME_FIELD_NUMBER: _builtins.int
-    RESOLVE_TIME_FIELD_NUMBER: _builtins.int
-    LABELS_FIELD_NUMBER: _builtins.int
-    SILENCES_FIELD_NUMBER: _builtins.int
-    REVISION_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """`projects/{project}/alerts/{alert}`."""
-    rule: _builtins.str
-    """The rule."""
-    subject: _builtins.str
-    """The job or node, by resource name."""
-    subject_name: _builtins.str
-    """Readable name of the job or node."""
-    state: Global___AlertState.ValueType
-    """Where it stands."""
-    severity: Global___AlertSeverity.ValueType
-    """How grave it is."""
-    summary: _builtins.str
-    """What was found, in words."""
-    value: _builtins.float
-    """The number that was judged. Absent when there is none."""
-    step: _builtins.int
-    """Step it was judged at. 0 when there is none."""
-    revision: _builtins.int
-    """Revision of its last change."""
-    @_builtins.property
-    def pending_time(self) -> _timestamp_pb2.Timestamp:
-        """Since when the condition holds, by the time of the data."""
-
-    @_builtins.property
-    def firing_time(self) -> _timestamp_pb2.Timestamp:
-        """Since when it fires, by the time of the data. Absent before."""
-
-    @_builtins.property
-    def resolve_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was resolved, by the time of the data. Absent before."""
-
-    @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Labels of the rule."""
-
-    @_builtins.property
-    def silences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Silences that keep its channels quiet now."""
-
-    def __init__(
-        self,
-        *,
-        name: _builtins.str = ...,
-        rule: _builtins.str = ...,
-        subject: _builtins.str = ...,
-        subject_name: _builtins.str = ...,
-        state: Global___AlertState.ValueType = ...,
-        severity: Global___AlertSeverity.ValueType = ...,
-        summary: _builtins.str = ...,
-        value: _builtins.float | None = ...,
-        step: _builtins.int = ...,
-        pending_time: _timestamp_pb2.Timestamp | None = ...,
-        firing_time: _timestamp_pb2.Timestamp | None = ...,
-        resolve_time: _timestamp_pb2.Timestamp | None = ...,
-        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        silences: _abc.Iterable[_builtins.str] | None = ...,
-        revision: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "firing_time", b"firing_time", "pending_time", b"pending_time", "resolve_time", b"resolve_time", "value", b"value"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "firing_time", b"firing_time", "labels", b"labels", "name", b"name", "pending_time", b"pending_time", "resolve_time", b"resolve_time", "revision", b"revision", "rule", b"rule", "severity", b"severity", "silences", b"silences", "state", b"state", "step", b"step", "subject", b"subject", "subject_name", b"subject_name", "summary", b"summary", "value", b"value"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
-    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
-
-Global___Alert: _TypeAlias = Alert  # noqa: Y015
-
-@_typing.final
-class Silence(_message.Message):
-    """Matching alerts are not told to channels while it lasts."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class LabelsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    NAME_FIELD_NUMBER: _builtins.int
-    RULES_FIELD_NUMBER: _builtins.int
-    SUBJECTS_FIELD_NUMBER: _builtins.int
-    LABELS_FIELD_NUMBER: _builtins.int
-    START_TIME_FIELD_NUMBER: _builtins.int
-    END_TIME_FIELD_NUMBER: _builtins.int
-    COMMENT_FIELD_NUMBER: _builtins.int
-    CREATOR_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """`projects/{project}/silences/{silence}`."""
-    comment: _builtins.str
-    """Why."""
-    creator: _builtins.str
-    """Who made it."""
-    @_builtins.property
-    def rules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Rules, by resource name. Empty: all."""
-
-    @_builtins.property
-    def subjects(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Jobs and nodes, by resource name. Empty: all."""
-
-    @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Labels of alerts."""
-
-    @_builtins.property
-    def start_time(self) -> _timestamp_pb2.Timestamp:
-        """When it begins. Absent: now."""
-
-    @_builtins.property
-    def end_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ends."""
-
-    def __init__(
-        self,
-        *,
-        name: _builtins.str = ...,
-        rules: _abc.Iterable[_builtins.str] | None = ...,
-        subjects: _abc.Iterable[_builtins.str] | None = ...,
-        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        start_time: _timestamp_pb2.Timestamp | None = ...,
-        end_time: _timestamp_pb2.Timestamp | None = ...,
-        comment: _builtins.str = ...,
-        creator: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment", b"comment", "creator", b"creator", "end_time", b"end_time", "labels", b"labels", "name", b"name", "rules", b"rules", "start_time", b"start_time", "subjects", b"subjects"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Silence: _TypeAlias = Silence  # noqa: Y015
-
-@_typing.final
-class AlertChannel(_message.Message):
-    """Where notifications go."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NAME_FIELD_NUMBER: _builtins.int
-    WEBHOOK_FIELD_NUMBER: _builtins.int
-    APPRISE_FIELD_NUMBER: _builtins.int
-    SEND_RESOLVED_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """`projects/{project}/alertChannels/{channel}`."""
-    send_resolved: _builtins.bool
-    """Whether resolved alerts are told too."""
-    @_builtins.property
-    def webhook(self) -> Global___WebhookTarget:
-        """HTTP requests."""
-
-    @_builtins.property
-    def apprise(self) -> Global___AppriseTarget:
-        """Chat or mail through the apprise library."""
-
-    def __init__(
-        self,
-        *,
-        name: _builtins.str = ...,
-        webhook: Global___WebhookTarget | None = ...,
-        apprise: Global___AppriseTarget | None = ...,
-        send_resolved: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["apprise", b"apprise", "target", b"target", "webhook", b"webhook"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["apprise", b"apprise", "name", b"name", "send_resolved", b"send_resolved", "target", b"target", "webhook", b"webhook"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["webhook", "apprise"]  # noqa: Y015
-    _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
-
-Global___AlertChannel: _TypeAlias = AlertChannel  # noqa: Y015
-
-@_typing.final
-class WebhookTarget(_message.Message):
-    """HTTP POST requests, signed when there is a secret, as the Standard Webhooks specification says:
-    headers `webhook-id`, `webhook-timestamp` and `webhook-signature`. The same notification always
-    has the same id. Tried again for a day, at growing intervals.
-    """
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    URL_FIELD_NUMBER: _builtins.int
-    SECRET_FIELD_NUMBER: _builtins.int
-    FORMAT_FIELD_NUMBER: _builtins.int
-    url: _builtins.str
-    """Where to, `https://…`. Private addresses need the server's leave."""
-    secret: _builtins.str
-    """Secret of the signature. Write-only."""
-    format: Global___WebhookFormat.ValueType
-    """Form of the body."""
-    def __init__(
-        self,
-        *,
-        url: _builtins.str = ...,
-        secret: _builtins.str = ...,
-        format: Global___WebhookFormat.ValueType = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "secret", b"secret", "url", b"url"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___WebhookTarget: _TypeAlias = WebhookTarget  # noqa: Y015
-
-@_typing.final
-class AppriseTarget(_message.Message):
-    """Chat or mail through the apprise library."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    URLS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Addresses as apprise takes them, for example `slack://…` or `mailto://…`. Write-only: they hold
-        secrets.
-        """
-
-    def __init__(
-        self,
-        *,
-        urls: _abc.Iterable[_builtins.str] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["urls", b"urls"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___AppriseTarget: _TypeAlias = AppriseTarget  # noqa: Y015
-
-@_typing.final
-class Notification(_message.Message):
-    """Something a channel is told."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ID_FIELD_NUMBER: _builtins.int
-    ALERT_FIELD_NUMBER: _builtins.int
-    CHANNEL_FIELD_NUMBER: _builtins.int
-    STATE_FIELD_NUMBER: _builtins.int
-    DELIVERY_FIELD_NUMBER: _builtins.int
-    NUM_TRIES_FIELD_NUMBER: _builtins.int
-    PROBLEM_FIELD_NUMBER: _builtins.int
-    CREATE_TIME_FIELD_NUMBER: _builtins.int
-    DELIVER_TIME_FIELD_NUMBER: _builtins.int
-    id: _builtins.str
-    """Id; the same for each try."""
-    alert: _builtins.str
-    """The alert."""
-    channel: _builtins.str
-    """The channel."""
-    state: Global___AlertState.ValueType
-    """What it tells: FIRING or RESOLVED."""
-    delivery: Global___NotificationState.ValueType
-    """What came of it."""
-    num_tries: _builtins.int
-    """Tries so far."""
-    problem: _builtins.str
-    """Why the last try failed. Empty: it did not."""
-    @_builtins.property
-    def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was decided."""
-
-    @_builtins.property
-    def deliver_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was delivered. Absent: not yet."""
-
-    def __init__(
-        self,
-        *,
-        id: _builtins.str = ...,
-        alert: _builtins.str = ...,
-        channel: _builtins.str = ...,
-        state: Global___AlertState.ValueType = ...,
-        delivery: Global___NotificationState.ValueType = ...,
-        num_tries: _builtins.int = ...,
-        problem: _builtins.str = ...,
-        create_time: _timestamp_pb2.Timestamp | None = ...,
-        deliver_time: _timestamp_pb2.Timestamp | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deliver_time", b"deliver_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "channel", b"channel", "create_time", b"create_time", "deliver_time", b"deliver_time", "delivery", b"delivery", "id", b"id", "num_tries", b"num_tries", "problem", b"problem", "state", b"state"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Notification: _TypeAlias = Notification  # noqa: Y015
 
 @_typing.final
 class CreateAlertRuleRequest(_message.Message):
@@ -1067,7 +42,7 @@ class CreateAlertRuleRequest(_message.Message):
     request_id: _builtins.str
     """Makes a repeated request act once."""
     @_builtins.property
-    def rule(self) -> Global___AlertRule:
+    def rule(self) -> _rules_pb2.AlertRule:
         """The rule; its name is made."""
 
     def __init__(
@@ -1075,7 +50,7 @@ class CreateAlertRuleRequest(_message.Message):
         *,
         parent: _builtins.str = ...,
         rule_id: _builtins.str = ...,
-        rule: Global___AlertRule | None = ...,
+        rule: _rules_pb2.AlertRule | None = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rule", b"rule"]  # noqa: Y015
@@ -1094,13 +69,13 @@ class CreateAlertRuleResponse(_message.Message):
 
     RULE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def rule(self) -> Global___AlertRule:
+    def rule(self) -> _rules_pb2.AlertRule:
         """The rule."""
 
     def __init__(
         self,
         *,
-        rule: Global___AlertRule | None = ...,
+        rule: _rules_pb2.AlertRule | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rule", b"rule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -1140,13 +115,13 @@ class GetAlertRuleResponse(_message.Message):
 
     RULE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def rule(self) -> Global___AlertRule:
+    def rule(self) -> _rules_pb2.AlertRule:
         """The rule."""
 
     def __init__(
         self,
         *,
-        rule: Global___AlertRule | None = ...,
+        rule: _rules_pb2.AlertRule | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rule", b"rule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -1197,13 +172,13 @@ class ListAlertRulesResponse(_message.Message):
     next_page_token: _builtins.str
     """Token of the next page. Empty: this was the last."""
     @_builtins.property
-    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlertRule]:
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[_rules_pb2.AlertRule]:
         """Rules by name."""
 
     def __init__(
         self,
         *,
-        rules: _abc.Iterable[Global___AlertRule] | None = ...,
+        rules: _abc.Iterable[_rules_pb2.AlertRule] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -1226,7 +201,7 @@ class UpdateAlertRuleRequest(_message.Message):
     request_id: _builtins.str
     """Makes a repeated request act once."""
     @_builtins.property
-    def rule(self) -> Global___AlertRule:
+    def rule(self) -> _rules_pb2.AlertRule:
         """The rule with its new fields. With an etag the change is refused when the rule was changed
         since.
         """
@@ -1238,7 +213,7 @@ class UpdateAlertRuleRequest(_message.Message):
     def __init__(
         self,
         *,
-        rule: Global___AlertRule | None = ...,
+        rule: _rules_pb2.AlertRule | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
@@ -1258,13 +233,13 @@ class UpdateAlertRuleResponse(_message.Message):
 
     RULE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def rule(self) -> Global___AlertRule:
+    def rule(self) -> _rules_pb2.AlertRule:
         """The rule."""
 
     def __init__(
         self,
         *,
-        rule: Global___AlertRule | None = ...,
+        rule: _rules_pb2.AlertRule | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rule", b"rule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -1330,7 +305,7 @@ class TestAlertRuleRequest(_message.Message):
     parent: _builtins.str
     """`projects/{project}`."""
     @_builtins.property
-    def rule(self) -> Global___AlertRule:
+    def rule(self) -> _rules_pb2.AlertRule:
         """The rule; it needs no name."""
 
     @_builtins.property
@@ -1345,7 +320,7 @@ class TestAlertRuleRequest(_message.Message):
         self,
         *,
         parent: _builtins.str = ...,
-        rule: Global___AlertRule | None = ...,
+        rule: _rules_pb2.AlertRule | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
@@ -1371,13 +346,13 @@ class TestAlertRuleResponse(_message.Message):
     num_samples: _builtins.int
     """Points, lines and changes of state it looked at."""
     @_builtins.property
-    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alert]:
+    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_rules_pb2.Alert]:
         """Alerts it would have made, oldest first, at most 1,000; as they would stand at the end."""
 
     def __init__(
         self,
         *,
-        alerts: _abc.Iterable[Global___Alert] | None = ...,
+        alerts: _abc.Iterable[_rules_pb2.Alert] | None = ...,
         num_subjects: _builtins.int = ...,
         num_samples: _builtins.int = ...,
     ) -> None: ...
@@ -1412,14 +387,14 @@ class ListAlertsRequest(_message.Message):
     page_token: _builtins.str
     """`next_page_token` of the previous page."""
     @_builtins.property
-    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___AlertState.ValueType]:
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_rules_pb2.AlertState.ValueType]:
         """Only those of these states. Empty: all."""
 
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
-        states: _abc.Iterable[Global___AlertState.ValueType] | None = ...,
+        states: _abc.Iterable[_rules_pb2.AlertState.ValueType] | None = ...,
         rule: _builtins.str = ...,
         subject: _builtins.str = ...,
         page_size: _builtins.int = ...,
@@ -1447,13 +422,13 @@ class ListAlertsResponse(_message.Message):
     revision: _builtins.int
     """Everything up to this revision is in the answer; WatchAlerts goes on from here."""
     @_builtins.property
-    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alert]:
+    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_rules_pb2.Alert]:
         """Alerts, newest first."""
 
     def __init__(
         self,
         *,
-        alerts: _abc.Iterable[Global___Alert] | None = ...,
+        alerts: _abc.Iterable[_rules_pb2.Alert] | None = ...,
         next_page_token: _builtins.str = ...,
         revision: _builtins.int = ...,
     ) -> None: ...
@@ -1502,13 +477,13 @@ class WatchAlertsResponse(_message.Message):
     revision: _builtins.int
     """Everything up to this revision was sent; give it as `from_revision` to go on."""
     @_builtins.property
-    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alert]:
+    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[_rules_pb2.Alert]:
         """Alerts that changed. Empty in a heartbeat."""
 
     def __init__(
         self,
         *,
-        alerts: _abc.Iterable[Global___Alert] | None = ...,
+        alerts: _abc.Iterable[_rules_pb2.Alert] | None = ...,
         revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -1533,14 +508,14 @@ class CreateSilenceRequest(_message.Message):
     request_id: _builtins.str
     """Makes a repeated request act once."""
     @_builtins.property
-    def silence(self) -> Global___Silence:
+    def silence(self) -> _rules_pb2.Silence:
         """The silence; its name is made."""
 
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
-        silence: Global___Silence | None = ...,
+        silence: _rules_pb2.Silence | None = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["silence", b"silence"]  # noqa: Y015
@@ -1559,13 +534,13 @@ class CreateSilenceResponse(_message.Message):
 
     SILENCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def silence(self) -> Global___Silence:
+    def silence(self) -> _rules_pb2.Silence:
         """The silence."""
 
     def __init__(
         self,
         *,
-        silence: Global___Silence | None = ...,
+        silence: _rules_pb2.Silence | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["silence", b"silence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -1620,13 +595,13 @@ class ListSilencesResponse(_message.Message):
     next_page_token: _builtins.str
     """Token of the next page. Empty: this was the last."""
     @_builtins.property
-    def silences(self) -> _containers.RepeatedCompositeFieldContainer[Global___Silence]:
+    def silences(self) -> _containers.RepeatedCompositeFieldContainer[_rules_pb2.Silence]:
         """Silences."""
 
     def __init__(
         self,
         *,
-        silences: _abc.Iterable[Global___Silence] | None = ...,
+        silences: _abc.Iterable[_rules_pb2.Silence] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -1671,13 +646,13 @@ class EndSilenceResponse(_message.Message):
 
     SILENCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def silence(self) -> Global___Silence:
+    def silence(self) -> _rules_pb2.Silence:
         """The silence."""
 
     def __init__(
         self,
         *,
-        silence: Global___Silence | None = ...,
+        silence: _rules_pb2.Silence | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["silence", b"silence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -1698,13 +673,13 @@ class SetAlertChannelRequest(_message.Message):
     request_id: _builtins.str
     """Makes a repeated request act once."""
     @_builtins.property
-    def channel(self) -> Global___AlertChannel:
+    def channel(self) -> _rules_pb2.AlertChannel:
         """The channel. Without its secrets those it has are kept."""
 
     def __init__(
         self,
         *,
-        channel: Global___AlertChannel | None = ...,
+        channel: _rules_pb2.AlertChannel | None = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel"]  # noqa: Y015
@@ -1723,13 +698,13 @@ class SetAlertChannelResponse(_message.Message):
 
     CHANNEL_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def channel(self) -> Global___AlertChannel:
+    def channel(self) -> _rules_pb2.AlertChannel:
         """The channel, its secrets left out."""
 
     def __init__(
         self,
         *,
-        channel: Global___AlertChannel | None = ...,
+        channel: _rules_pb2.AlertChannel | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -1780,13 +755,13 @@ class ListAlertChannelsResponse(_message.Message):
     next_page_token: _builtins.str
     """Token of the next page. Empty: this was the last."""
     @_builtins.property
-    def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlertChannel]:
+    def channels(self) -> _containers.RepeatedCompositeFieldContainer[_rules_pb2.AlertChannel]:
         """Channels by name, their secrets left out."""
 
     def __init__(
         self,
         *,
-        channels: _abc.Iterable[Global___AlertChannel] | None = ...,
+        channels: _abc.Iterable[_rules_pb2.AlertChannel] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -1874,13 +849,13 @@ class TestAlertChannelResponse(_message.Message):
 
     NOTIFICATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def notification(self) -> Global___Notification:
+    def notification(self) -> _rules_pb2.Notification:
         """The notification and what came of it."""
 
     def __init__(
         self,
         *,
-        notification: Global___Notification | None = ...,
+        notification: _rules_pb2.Notification | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["notification", b"notification"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -1935,13 +910,13 @@ class ListNotificationsResponse(_message.Message):
     next_page_token: _builtins.str
     """Token of the next page. Empty: this was the last."""
     @_builtins.property
-    def notifications(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notification]:
+    def notifications(self) -> _containers.RepeatedCompositeFieldContainer[_rules_pb2.Notification]:
         """Notifications, newest first."""
 
     def __init__(
         self,
         *,
-        notifications: _abc.Iterable[Global___Notification] | None = ...,
+        notifications: _abc.Iterable[_rules_pb2.Notification] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
