@@ -19,7 +19,7 @@ from tunesmith.errors import TunesmithError
 from tunesmith.faces import Face, Handle, both, stream
 from tunesmith.watch import follow
 
-_STATES = alerts_pb2.DESCRIPTOR.enum_types_by_name["AlertState"]
+_STATES = rules_pb2.DESCRIPTOR.enum_types_by_name["AlertState"]
 _FIELDS = ("description", "severity", "selector", "condition", "hold", "channels", "labels")
 _MORE_FIELDS = ("repeat_interval", "disabled")
 

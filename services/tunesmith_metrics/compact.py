@@ -85,7 +85,7 @@ class Compactor:
             if time.monotonic() >= due:
                 await self._guarded(self.compact)
                 due = time.monotonic() + self._pause_seconds
-            # With a thousand runs there are ten thousand rows to count into: it may not take more than its part.
+            # A thousand runs have ten thousand rows to count into: it may not take more than its part.
             await asyncio.sleep(max(_SUM_SECONDS, min(_REST * took, _LONGEST_WAIT_SECONDS)))
             await self._give_way()
 
@@ -105,12 +105,13 @@ class Compactor:
         return gone
 
     async def sum_up(self) -> None:
-        """Counts all that is new into the summaries."""
+        """Counts what is new now into the summaries; what comes meanwhile is the next time's."""
+        newest = await self._db.read(newest_revision)
         while True:
             sums = await self._db.read(summaries.gather)
             if sums.stats:
                 await self._db.write(partial(summaries.enter, sums=sums))
-            if sums.until >= await self._db.read(newest_revision) or not sums.stats:
+            if sums.until >= newest or not sums.stats:
                 return
 
     async def compact(self) -> int:

@@ -116,7 +116,7 @@ def enter(session: Session, sums: Sums) -> bool:
         some = jobs[start : start + MOST_PARAMETERS]
         known: dict[str, dict[str, Row]] = {job_id: {} for job_id in some}
         query = select(SUMMARIES).where(SUMMARIES.c.job_id.in_(some))
-        for values in session.execute(query).tuples():
+        for values in session.execute(query):
             row = dict(zip(_COLUMNS, values, strict=True))  # a third of what a mapping of it costs
             known[row["job_id"]][row["key"]] = row
         changed: list[Row] = []

@@ -165,7 +165,7 @@ _SPECS = st.builds(
     base_model=st.just("tiny"),
     dataset=st.sampled_from(["chat", "chat@2"]),
     method=st.sampled_from([0, 1]),
-    labels=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
+    labels=st.dictionaries(st.from_regex(r"[a-z0-9]([a-z0-9._/-]{0,3}[a-z0-9])?", fullmatch=True), st.text(max_size=5)),
     sample_prompts=st.lists(_TEXTS, max_size=3),
     training=st.builds(
         spec_pb2.TrainingSpec,

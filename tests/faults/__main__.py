@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -63,6 +64,7 @@ def main() -> int:
     parser = _arguments()
     asked = parser.parse_args()
     logging.getLogger().addHandler(logging.NullHandler())  # outages are our own doing
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # whatever was started must be ended too
     seed = asked.seed if asked.seed is not None else random.SystemRandom().getrandbits(31)
     if asked.layer == "sim":
         return _simulate(asked.stories, seed, asked.workers)

@@ -15,7 +15,7 @@ from tunesmith.cli import text
 from tunesmith.cli.session import connect, console
 from tunesmith.cli.table import print_json, print_json_line, print_table
 
-_ENUMS = alerts_pb2.DESCRIPTOR.enum_types_by_name
+_ENUMS = rules_pb2.DESCRIPTOR.enum_types_by_name
 _STYLES = {"FIRING": "red", "PENDING": "yellow", "RESOLVED": "green", "CRITICAL": "red", "FAILED": "red"}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
