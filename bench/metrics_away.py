@@ -1,7 +1,7 @@
 """What a metrics service that does not answer costs the training: `python -m bench.metrics_away`.
 
-One job trains; its steps are timed while the platform's metrics service runs and while it is stopped, by turns,
-from the times that the trainer itself wrote. The last line is JSON.
+One job trains; its steps are timed while the platform's metrics service runs and while it is stopped, by
+turns, from the times that the trainer itself wrote. The last line is JSON.
 """
 
 import argparse
@@ -52,7 +52,8 @@ def step_ratio(platform: Platform, turns: int) -> float:
         os.kill(metrics.pid, signal.SIGCONT)
         client.jobs.get(job.name).cancel()
         client.jobs.get(job.name).wait(60)
-        times = list(client.metrics.series(job.name, ["train/loss"])["train/loss"].times_us)
+        series = client.metrics.series(job.name, ["train/loss"])["train/loss"]
+        times = [round(at * 1e6) for at in series.times]
     took = {kind: statistics.median(steps_within(times, where)) for kind, where in spans.items()}
     return round(took[True] / took[False], 4)
 

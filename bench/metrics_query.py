@@ -29,7 +29,7 @@ import pyarrow as pa
 from tests.support.wait import until_async
 from tunesmith.api.jobs.v1 import events_pb2 as job_events_pb2
 from tunesmith.api.jobs.v1 import spec_pb2
-from tunesmith.api.metrics.v1 import events_pb2, metrics_pb2, metrics_pb2_grpc
+from tunesmith.api.metrics.v1 import events_pb2, export_pb2, metrics_pb2, metrics_pb2_grpc, runs_pb2
 from tunesmith_kit import rpc, subjects
 from tunesmith_kit.bus import Bus, PubAck
 from tunesmith_kit.nats_server import EmbeddedNats
@@ -154,7 +154,7 @@ async def publish(
 async def stored(stub: metrics_pb2_grpc.MetricsServiceAsyncStub, num_points: int, num_runs: int) -> None:
     """Waits until all is stored and counted."""
     mark = metrics_pb2.GetWatermarkRequest(job=f"{_PARENT}/jobs/{_LONG}", epoch=1)
-    table = metrics_pb2.QueryRunsRequest(parent=_PARENT, filter="has train/metric00 and has created")
+    table = runs_pb2.QueryRunsRequest(parent=_PARENT, filter="has train/metric00 and has created")
 
     async def complete() -> bool:
         if (await stub.GetWatermark(mark, metadata=_metadata())).metrics_seq < num_points:
@@ -193,21 +193,21 @@ async def ask(stub: metrics_pb2_grpc.MetricsServiceAsyncStub) -> dict[str, float
     _, found["chart_1m_wall_time_ms"] = await timed(chart(axis=metrics_pb2.AXIS_WALL_TIME))
 
     async def export() -> None:
-        request = metrics_pb2.ExportSeriesRequest(parent=long, format=metrics_pb2.EXPORT_FORMAT_ARROW)
+        request = export_pb2.ExportSeriesRequest(parent=long, format=export_pb2.EXPORT_FORMAT_ARROW)
         parts = [part.data async for part in stub.ExportSeries(request, metadata=_metadata())]
         assert pa.ipc.open_stream(b"".join(parts)).read_all().num_rows > 0
 
     _, found["export_1m_arrow_ms"] = await timed(export)
 
     async def stream() -> None:
-        request = metrics_pb2.StreamSeriesRequest(parent=_PARENT, jobs=[long])
+        request = export_pb2.StreamSeriesRequest(parent=_PARENT, jobs=[long])
         async for _ in stub.StreamSeries(request, metadata=_metadata()):
             pass
 
     _, found["stream_1m_ms"] = await timed(stream)
 
     async def table() -> None:
-        request = metrics_pb2.QueryRunsRequest(
+        request = runs_pb2.QueryRunsRequest(
             parent=_PARENT,
             filter="train/metric00 < 0.5 and adapter.lora.r >= 4 and not training.learning_rate = 0.1",
             order_by="train/metric01 desc, created",

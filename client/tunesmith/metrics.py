@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith import names
 from tunesmith.api.jobs.v1 import jobs_pb2
-from tunesmith.api.metrics.v1 import metrics_pb2
+from tunesmith.api.metrics.v1 import export_pb2, metrics_pb2
 from tunesmith.connection import Connection
 from tunesmith.errors import InvalidArgument, NotFound, ResourceExhausted
 from tunesmith.faces import Face, Handle, both, stream
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tunesmith.job import Job
 
 
-_FORMATS = metrics_pb2.DESCRIPTOR.enum_types_by_name["ExportFormat"]
+_FORMATS = export_pb2.DESCRIPTOR.enum_types_by_name["ExportFormat"]
 _REDUCTIONS = metrics_pb2.DESCRIPTOR.enum_types_by_name["Reduction"]
 _AXES = metrics_pb2.DESCRIPTOR.enum_types_by_name["Axis"]
 # How names of files end, by format.
@@ -149,7 +149,7 @@ async def query(core: Connection, parent: str, keys: Iterable[str], view: View) 
 
 async def _whole(core: Connection, request: metrics_pb2.QuerySeriesRequest) -> Curves:
     """Returns curves that are too long for one message, as they come in parts."""
-    wanted = metrics_pb2.StreamSeriesRequest(
+    wanted = export_pb2.StreamSeriesRequest(
         parent=request.parent.rpartition("/jobs/")[0],
         jobs=[request.parent],
         keys=request.keys,
@@ -209,10 +209,10 @@ async def export(
     if await asyncio.to_thread(target.is_dir):
         target = target / f"events.out.tfevents.{names.last_part(parent)}"
     word = format or _SUFFIXES.get(target.suffix, "tensorboard" if ".tfevents." in target.name else "")
-    request = metrics_pb2.ExportSeriesRequest(
+    request = export_pb2.ExportSeriesRequest(
         parent=parent,
         keys=_keys(keys),
-        format=metrics_pb2.ExportFormat.ValueType(names.number("format", _FORMATS, word)),
+        format=export_pb2.ExportFormat.ValueType(names.number("format", _FORMATS, word)),
     )
     partial = target.with_name(f"{target.name}.part")
 
@@ -324,17 +324,17 @@ class Metrics(Handle[Face]):
     @both
     async def describe(
         self, job: str | Job[Any], keys: Iterable[str] | str = ()
-    ) -> Sequence[metrics_pb2.SeriesDescription]:
+    ) -> Sequence[export_pb2.SeriesDescription]:
         """Returns mean, deviation, extremes and quantiles of curves: those named, or all."""
-        request = metrics_pb2.DescribeSeriesRequest(parent=await self._parent(job), keys=_keys(keys))
+        request = export_pb2.DescribeSeriesRequest(parent=await self._parent(job), keys=_keys(keys))
         return (await self._core.call(self._core.metrics.DescribeSeries, request)).descriptions
 
     @stream
     async def rich(
         self, job: str | Job[Any], keys: Iterable[str] | str = ()
-    ) -> AsyncGenerator[metrics_pb2.RichPoint, None]:
+    ) -> AsyncGenerator[export_pb2.RichPoint, None]:
         """Yields histograms, texts and pictures by step."""
-        request = metrics_pb2.QueryRichSeriesRequest(parent=await self._parent(job), keys=_keys(keys))
+        request = export_pb2.QueryRichSeriesRequest(parent=await self._parent(job), keys=_keys(keys))
         async for page in self._core.pages(self._core.metrics.QueryRichSeries, request):
             for point in page.points:
                 yield point

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from tunesmith import names
-from tunesmith.api.metrics.v1 import metrics_pb2
+from tunesmith.api.metrics.v1 import runs_pb2
 from tunesmith.connection import Connection
 from tunesmith.faces import Face, Handle, both
 
@@ -99,7 +99,7 @@ class Runs(Handle[Face]):
         Raises:
             InvalidArgument: the filter or the order is wrong; the message names the column.
         """
-        request = metrics_pb2.QueryRunsRequest(
+        request = runs_pb2.QueryRunsRequest(
             parent=self._core.parent,
             filter=filter,
             order_by=order_by,
@@ -117,13 +117,13 @@ class Runs(Handle[Face]):
         return RunTable(found[:limit], total)
 
     @both
-    async def columns(self) -> metrics_pb2.ListRunColumnsResponse:
+    async def columns(self) -> runs_pb2.ListRunColumnsResponse:
         """Returns what a query can show, filter and sort by: metrics, and fields of job files."""
-        request = metrics_pb2.ListRunColumnsRequest(parent=self._core.parent)
+        request = runs_pb2.ListRunColumnsRequest(parent=self._core.parent)
         return await self._core.call(self._core.metrics.ListRunColumns, request)
 
 
-def _run(proto: metrics_pb2.Run) -> Run:
+def _run(proto: runs_pb2.Run) -> Run:
     return Run(
         job=proto.job,
         name=proto.display_name,

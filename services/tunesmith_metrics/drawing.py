@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tunesmith.api.metrics.v1 import metrics_pb2
+from tunesmith.api.metrics.v1 import export_pb2, metrics_pb2
 from tunesmith.errors import InvalidArgument, ResourceExhausted
 from tunesmith_metrics import reduction
 from tunesmith_metrics.axis import SOURCES, Axis
@@ -172,11 +172,11 @@ def parts(series: Sequence[metrics_pb2.Series]) -> list[Sequence[metrics_pb2.Ser
     return list(groups)
 
 
-def description(key: str, curve: Curve) -> metrics_pb2.SeriesDescription:
+def description(key: str, curve: Curve) -> export_pb2.SeriesDescription:
     """Returns what a curve is like; NaN is counted and otherwise left out."""
     there = ~np.isnan(curve.values)
     values, steps = curve.values[there], curve.steps[there]
-    found = metrics_pb2.SeriesDescription(
+    found = export_pb2.SeriesDescription(
         key=key,
         num_points=len(curve.steps),
         num_nan=len(curve.steps) - len(values),

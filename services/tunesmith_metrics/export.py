@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tunesmith.api.metrics.v1 import events_pb2, metrics_pb2
+from tunesmith.api.metrics.v1 import events_pb2, export_pb2
 from tunesmith.errors import InvalidArgument
 from tunesmith_metrics import tensorboard
 from tunesmith_metrics.series import Curve
@@ -102,11 +102,11 @@ class Form:
 
 
 FORMS: dict[int, Form] = {
-    metrics_pb2.EXPORT_FORMAT_ARROW: Form("arrows", "application/vnd.apache.arrow.stream"),
-    metrics_pb2.EXPORT_FORMAT_PARQUET: Form("parquet", "application/vnd.apache.parquet"),
-    metrics_pb2.EXPORT_FORMAT_CSV: Form("csv", "text/csv; charset=utf-8"),
-    metrics_pb2.EXPORT_FORMAT_JSONL: Form("jsonl", "application/jsonl"),
-    metrics_pb2.EXPORT_FORMAT_TENSORBOARD: Form("tfevents", "application/octet-stream", takes_rich=True),
+    export_pb2.EXPORT_FORMAT_ARROW: Form("arrows", "application/vnd.apache.arrow.stream"),
+    export_pb2.EXPORT_FORMAT_PARQUET: Form("parquet", "application/vnd.apache.parquet"),
+    export_pb2.EXPORT_FORMAT_CSV: Form("csv", "text/csv; charset=utf-8"),
+    export_pb2.EXPORT_FORMAT_JSONL: Form("jsonl", "application/jsonl"),
+    export_pb2.EXPORT_FORMAT_TENSORBOARD: Form("tfevents", "application/octet-stream", takes_rich=True),
 }
 
 
@@ -122,26 +122,26 @@ def form_of(number: int) -> Form:
             "there is no such form of file",
             field="format",
             value=number,
-            remedy="use one of " + ", ".join(metrics_pb2.ExportFormat.keys()[1:]),
+            remedy="use one of " + ", ".join(export_pb2.ExportFormat.keys()[1:]),
         )
     return FORMS[number]
 
 
 def exporter(form: int, keys: Sequence[str], time_us: int) -> Exporter:
     """Returns what makes a file of these keys. `time_us` is the Unix time at which it is made."""
-    if form in (metrics_pb2.EXPORT_FORMAT_ARROW, metrics_pb2.EXPORT_FORMAT_PARQUET):
+    if form in (export_pb2.EXPORT_FORMAT_ARROW, export_pb2.EXPORT_FORMAT_PARQUET):
         # 40 MB that a service which exports nothing does without.
         from tunesmith_metrics.arrow import ArrowFile
 
-        return ArrowFile(keys, parquet=form == metrics_pb2.EXPORT_FORMAT_PARQUET)
-    if form == metrics_pb2.EXPORT_FORMAT_CSV:
+        return ArrowFile(keys, parquet=form == export_pb2.EXPORT_FORMAT_PARQUET)
+    if form == export_pb2.EXPORT_FORMAT_CSV:
         return _Csv(keys)
-    return _JsonLines() if form == metrics_pb2.EXPORT_FORMAT_JSONL else _TensorBoard(time_us)
+    return _JsonLines() if form == export_pb2.EXPORT_FORMAT_JSONL else _TensorBoard(time_us)
 
 
 def file_name(form: int, job_id: str) -> str:
     """A name for the file. TensorBoard finds its files by a part of their names."""
-    if form == metrics_pb2.EXPORT_FORMAT_TENSORBOARD:
+    if form == export_pb2.EXPORT_FORMAT_TENSORBOARD:
         return f"events.out.tfevents.{job_id}"
     return f"{job_id}.{FORMS[form].suffix}"
 

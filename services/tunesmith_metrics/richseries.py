@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, select, tuple_
 from sqlalchemy.orm import Session
 
-from tunesmith.api.metrics.v1 import events_pb2, metrics_pb2
+from tunesmith.api.metrics.v1 import events_pb2, export_pb2, metrics_pb2
 from tunesmith.errors import InvalidArgument
 from tunesmith_kit import names
 from tunesmith_kit.db import Database
@@ -32,7 +32,7 @@ class Wanted:
     after: Place | None
 
     @classmethod
-    def of(cls, request: metrics_pb2.QueryRichSeriesRequest) -> "Wanted":
+    def of(cls, request: export_pb2.QueryRichSeriesRequest) -> "Wanted":
         """Reads a request.
 
         Raises:
@@ -59,9 +59,9 @@ def _place(cursor: str, token: str) -> Place | None:
     return int(step), key
 
 
-def page(session: Session, job_id: str, wanted: Wanted) -> metrics_pb2.QueryRichSeriesResponse:
+def page(session: Session, job_id: str, wanted: Wanted) -> export_pb2.QueryRichSeriesResponse:
     """Returns a page of values by step, then key."""
-    answer = metrics_pb2.QueryRichSeriesResponse()
+    answer = export_pb2.QueryRichSeriesResponse()
     found = _read(session, job_id, wanted.keys, wanted.low, wanted.high, wanted.after, wanted.size + 1)
     size = 0
     for key, value in found:
@@ -74,8 +74,8 @@ def page(session: Session, job_id: str, wanted: Wanted) -> metrics_pb2.QueryRich
     return answer
 
 
-def _point(key: str, value: events_pb2.RichValue) -> metrics_pb2.RichPoint:
-    point = metrics_pb2.RichPoint(key=key, step=value.step)
+def _point(key: str, value: events_pb2.RichValue) -> export_pb2.RichPoint:
+    point = export_pb2.RichPoint(key=key, step=value.step)
     point.time.FromMicroseconds(value.time_us)
     kind = value.WhichOneof("value")
     if kind == "text":

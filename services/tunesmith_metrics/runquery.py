@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.api.metrics.v1 import metrics_pb2
+from tunesmith.api.metrics.v1 import runs_pb2
 from tunesmith.errors import InvalidArgument
 from tunesmith_kit import names
 from tunesmith_metrics import filters
@@ -32,12 +32,12 @@ Rows = NDArray[np.intp]
 class Query:
     """What a request asks of a table. The table must not change meanwhile."""
 
-    def __init__(self, table: Table, request: metrics_pb2.QueryRunsRequest) -> None:
+    def __init__(self, table: Table, request: runs_pb2.QueryRunsRequest) -> None:
         self._table, self._request = table, request
         self._condition = filters.parse(request.filter)
         self._orders = filters.parse_order(request.order_by or _DEFAULT_ORDER)
 
-    def answer(self, revision: int) -> metrics_pb2.QueryRunsResponse:
+    def answer(self, revision: int) -> runs_pb2.QueryRunsResponse:
         """Returns a page of rows.
 
         Raises:
@@ -51,7 +51,7 @@ class Query:
         if start + size < len(rows):
             last = self._table.facts[page[-1]].job_id
             token = names.page_token(self._scope, f"{start + size}.{last}")
-        return metrics_pb2.QueryRunsResponse(
+        return runs_pb2.QueryRunsResponse(
             runs=self._runs(page.tolist()),
             next_page_token=token,
             total_size=len(rows),
@@ -219,7 +219,7 @@ class Query:
     def _metrics(self) -> Sequence[str]:
         return list(self._request.metrics) or self._table.frequent()[:_MOST_METRICS]
 
-    def _runs(self, rows: Sequence[int]) -> list[metrics_pb2.Run]:
+    def _runs(self, rows: Sequence[int]) -> list[runs_pb2.Run]:
         found: list[dict[str, float]] = [{} for _ in rows]
         for key in self._metrics():
             column = self._table.metrics.get(key)
@@ -228,12 +228,12 @@ class Query:
                     values[key] = value
         return [self._run(row, values) for row, values in zip(rows, found, strict=True)]
 
-    def _run(self, row: int, values: dict[str, float]) -> metrics_pb2.Run:
+    def _run(self, row: int, values: dict[str, float]) -> runs_pb2.Run:
         table, facts = self._table, self._table.facts[row]
         config = table.config[row]
         if self._request.config:
             config = {path: config[path] for path in self._request.config if path in config}
-        run = metrics_pb2.Run(
+        run = runs_pb2.Run(
             job=f"projects/{table.project}/jobs/{facts.job_id}",
             display_name=facts.display_name,
             experiment=facts.experiment,
@@ -249,16 +249,14 @@ class Query:
         return run
 
 
-def columns(table: Table) -> metrics_pb2.ListRunColumnsResponse:
+def columns(table: Table) -> runs_pb2.ListRunColumnsResponse:
     """Returns what can be shown, filtered and sorted by."""
     config = table.config_there()
     by_interest = sorted(config, key=lambda path: (config[path][1] < 2, -config[path][0], path))
-    return metrics_pb2.ListRunColumnsResponse(
-        metrics=[
-            metrics_pb2.RunColumn(name=key, num_runs=len(table.metrics[key])) for key in table.frequent()
-        ],
+    return runs_pb2.ListRunColumnsResponse(
+        metrics=[runs_pb2.RunColumn(name=key, num_runs=len(table.metrics[key])) for key in table.frequent()],
         config=[
-            metrics_pb2.RunColumn(name=path, num_runs=config[path][0], num_values=config[path][1])
+            runs_pb2.RunColumn(name=path, num_runs=config[path][0], num_values=config[path][1])
             for path in by_interest
         ],
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from tunesmith.api.metrics.v1 import metrics_pb2, metrics_pb2_grpc
+from tunesmith.api.metrics.v1 import export_pb2, metrics_pb2, metrics_pb2_grpc, policy_pb2, runs_pb2
 from tunesmith_kit import names
 from tunesmith_kit.db import Database
 from tunesmith_kit.watch import CommitSignal
@@ -87,8 +87,8 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
         return answer
 
     async def StreamSeries(
-        self, request: metrics_pb2.StreamSeriesRequest, context: Context
-    ) -> AsyncIterator[metrics_pb2.StreamSeriesResponse]:
+        self, request: export_pb2.StreamSeriesRequest, context: Context
+    ) -> AsyncIterator[export_pb2.StreamSeriesResponse]:
         """Streams whole curves as packed arrays."""
         low, high = drawing.steps_of(request.min_step, request.max_step)
         for name, project, job_id in _jobs(request.parent, request.jobs):
@@ -96,7 +96,7 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
                 part = drawing.between(curve, low, high)
                 for start in range(0, len(part.steps), _STREAM_POINTS):
                     rows = slice(start, start + _STREAM_POINTS)
-                    yield metrics_pb2.StreamSeriesResponse(
+                    yield export_pb2.StreamSeriesResponse(
                         job=name,
                         key=key,
                         steps=part.steps[rows].astype("<i8").tobytes(),
@@ -105,8 +105,8 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
                     )
 
     async def ExportSeries(
-        self, request: metrics_pb2.ExportSeriesRequest, context: Context
-    ) -> AsyncIterator[metrics_pb2.ExportSeriesResponse]:
+        self, request: export_pb2.ExportSeriesRequest, context: Context
+    ) -> AsyncIterator[export_pb2.ExportSeriesResponse]:
         """Streams a file with whole curves."""
         project, job_id = names.parse(_JOB, request.parent, "parent")
         low, high = drawing.steps_of(request.min_step, request.max_step)
@@ -114,7 +114,7 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
         sizes, _ = await self._curves.visit(project, job_id, lambda reader: dict(reader.sizes))
         wanted = sorted(sizes if keys is None else set(keys))
         file = export.exporter(request.format, wanted, time.time_ns() // 1000)
-        yield metrics_pb2.ExportSeriesResponse(
+        yield export_pb2.ExportSeriesResponse(
             data=file.begin(),
             content_type=form.media_type,
             file_name=export.file_name(request.format, job_id),
@@ -122,56 +122,56 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
         async for key, curve in self._curves.each(project, job_id, wanted):
             pieces = file.curve(key, drawing.between(curve, low, high))
             while piece := await asyncio.to_thread(next, pieces, b""):
-                yield metrics_pb2.ExportSeriesResponse(data=piece)
+                yield export_pb2.ExportSeriesResponse(data=piece)
         if form.takes_rich:
             async for key, value in richseries.each(self._db, project, job_id, keys, low, high):
-                yield metrics_pb2.ExportSeriesResponse(data=file.rich(key, value))
-        yield metrics_pb2.ExportSeriesResponse(data=file.end())
+                yield export_pb2.ExportSeriesResponse(data=file.rich(key, value))
+        yield export_pb2.ExportSeriesResponse(data=file.end())
 
     async def DescribeSeries(
-        self, request: metrics_pb2.DescribeSeriesRequest, context: Context
-    ) -> metrics_pb2.DescribeSeriesResponse:
+        self, request: export_pb2.DescribeSeriesRequest, context: Context
+    ) -> export_pb2.DescribeSeriesResponse:
         """Returns mean, deviation, extremes and quantiles of curves."""
         project, job_id = names.parse(_JOB, request.parent, "parent")
         low, high = drawing.steps_of(request.min_step, request.max_step)
 
-        def describe(reader: Reader) -> list[metrics_pb2.SeriesDescription]:
+        def describe(reader: Reader) -> list[export_pb2.SeriesDescription]:
             parts = (
                 (key, drawing.between(curve, low, high)) for key, curve in reader.each(request.keys or None)
             )
             return [drawing.description(key, part) for key, part in parts if len(part.steps)]
 
         found, _ = await self._curves.visit(project, job_id, describe)
-        return metrics_pb2.DescribeSeriesResponse(descriptions=found)
+        return export_pb2.DescribeSeriesResponse(descriptions=found)
 
     async def QueryRichSeries(
-        self, request: metrics_pb2.QueryRichSeriesRequest, context: Context
-    ) -> metrics_pb2.QueryRichSeriesResponse:
+        self, request: export_pb2.QueryRichSeriesRequest, context: Context
+    ) -> export_pb2.QueryRichSeriesResponse:
         """Returns histograms, texts and pictures."""
         project, job_id = names.parse(_JOB, request.parent, "parent")
         wanted = richseries.Wanted.of(request)
 
-        def read(session: Session) -> metrics_pb2.QueryRichSeriesResponse:
+        def read(session: Session) -> export_pb2.QueryRichSeriesResponse:
             if not store.belongs(session, project, job_id):
-                return metrics_pb2.QueryRichSeriesResponse()
+                return export_pb2.QueryRichSeriesResponse()
             return richseries.page(session, job_id, wanted)
 
         return await self._db.read(read)
 
     async def QueryRuns(
-        self, request: metrics_pb2.QueryRunsRequest, context: Context
-    ) -> metrics_pb2.QueryRunsResponse:
+        self, request: runs_pb2.QueryRunsRequest, context: Context
+    ) -> runs_pb2.QueryRunsResponse:
         """Returns a table of jobs."""
         (project,) = names.parse(_PROJECT, request.parent, "parent")
 
-        def answer(session: Session, table: Table) -> metrics_pb2.QueryRunsResponse:
+        def answer(session: Session, table: Table) -> runs_pb2.QueryRunsResponse:
             return runquery.Query(table, request).answer(summaries.summed(session))
 
         return await self._tables.visit(self._db, project, answer)
 
     async def ListRunColumns(
-        self, request: metrics_pb2.ListRunColumnsRequest, context: Context
-    ) -> metrics_pb2.ListRunColumnsResponse:
+        self, request: runs_pb2.ListRunColumnsRequest, context: Context
+    ) -> runs_pb2.ListRunColumnsResponse:
         """Lists what QueryRuns can show, filter and sort by."""
         (project,) = names.parse(_PROJECT, request.parent, "parent")
         return await self._tables.visit(self._db, project, lambda _, table: runquery.columns(table))
@@ -202,20 +202,20 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
         return await self._db.read(lambda session: nodeseries.answer(session, request, time.time()))
 
     async def GetMetricsPolicy(
-        self, request: metrics_pb2.GetMetricsPolicyRequest, context: Context
-    ) -> metrics_pb2.GetMetricsPolicyResponse:
+        self, request: policy_pb2.GetMetricsPolicyRequest, context: Context
+    ) -> policy_pb2.GetMetricsPolicyResponse:
         """Returns what a project stores and how much it may."""
         return await self._housekeeping.policy(request)
 
     async def SetMetricsPolicy(
-        self, request: metrics_pb2.SetMetricsPolicyRequest, context: Context
-    ) -> metrics_pb2.SetMetricsPolicyResponse:
+        self, request: policy_pb2.SetMetricsPolicyRequest, context: Context
+    ) -> policy_pb2.SetMetricsPolicyResponse:
         """Sets how much a project may store, and for how long."""
         return await self._housekeeping.set_policy(request)
 
     async def ListDeadLetters(
-        self, request: metrics_pb2.ListDeadLettersRequest, context: Context
-    ) -> metrics_pb2.ListDeadLettersResponse:
+        self, request: policy_pb2.ListDeadLettersRequest, context: Context
+    ) -> policy_pb2.ListDeadLettersResponse:
         """Lists messages that no consumer could use."""
         return await self._housekeeping.dead_letters(request)
 

@@ -157,6 +157,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 _FULL = spec_pb2.AdapterSpec(full=spec_pb2.FullSpec())
 _LORA = spec_pb2.AdapterSpec(lora=spec_pb2.LoraSpec(r=4, dropout=0.5))
+_KEYS = st.from_regex(r"[a-z0-9]([a-z0-9._/-]{0,3}[a-z0-9])?", fullmatch=True)
 _TEXTS = st.text(max_size=20) | st.sampled_from(
     ["no", "1e-4", "010", "~", "", "<<", "2024-01-01", "a\x85b", "1_0"]
 )
@@ -165,7 +166,7 @@ _SPECS = st.builds(
     base_model=st.just("tiny"),
     dataset=st.sampled_from(["chat", "chat@2"]),
     method=st.sampled_from([0, 1]),
-    labels=st.dictionaries(st.from_regex(r"[a-z0-9]([a-z0-9._/-]{0,3}[a-z0-9])?", fullmatch=True), st.text(max_size=5)),
+    labels=st.dictionaries(_KEYS, st.text(max_size=5), max_size=3),
     sample_prompts=st.lists(_TEXTS, max_size=3),
     training=st.builds(
         spec_pb2.TrainingSpec,

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.metrics.support import PARENT, TIME_US, Metrics, batch, running_metrics, send
 from tests.metrics.test_query import stored
-from tunesmith.api.metrics.v1 import events_pb2, metrics_pb2
+from tunesmith.api.metrics.v1 import events_pb2, export_pb2, metrics_pb2
 
 KEYS = ("=cmd()", "train/loss, of ü", "x")
 NUM = 33_000  # more than one piece of each form
@@ -21,8 +21,8 @@ NUM = 33_000  # more than one piece of each form
 
 async def _file(
     service: Metrics, form: int, **fields: object
-) -> tuple[bytes, metrics_pb2.ExportSeriesResponse]:
-    request = metrics_pb2.ExportSeriesRequest(parent=PARENT, format=form, **fields)  # type: ignore[arg-type]
+) -> tuple[bytes, export_pb2.ExportSeriesResponse]:
+    request = export_pb2.ExportSeriesRequest(parent=PARENT, format=form, **fields)  # type: ignore[arg-type]
     parts = [part async for part in service.metrics.ExportSeries(request)]
     assert not any(part.content_type for part in parts[1:])
     assert max(len(part.data) for part in parts) <= 1 << 20
@@ -39,20 +39,20 @@ async def test_every_form_holds_every_point(tmp_path: Path) -> None:
             rows = [[_value(step), 0.5, -1.0] for step in range(start + 1, start + 11_001)]
             await send(service.bus, batch(start + 1, rows, keys=KEYS))
         await stored(service, NUM)
-        content, first = await _file(service, metrics_pb2.EXPORT_FORMAT_ARROW)
+        content, first = await _file(service, export_pb2.EXPORT_FORMAT_ARROW)
         assert first.content_type == "application/vnd.apache.arrow.stream"
         assert first.file_name.endswith(".arrows")
         _check_table(pa.ipc.open_stream(content).read_all())
-        content, _ = await _file(service, metrics_pb2.EXPORT_FORMAT_PARQUET)
+        content, _ = await _file(service, export_pb2.EXPORT_FORMAT_PARQUET)
         _check_table(pa.parquet.read_table(io.BytesIO(content)))
-        content, _ = await _file(service, metrics_pb2.EXPORT_FORMAT_CSV, max_step=9_000)
+        content, _ = await _file(service, export_pb2.EXPORT_FORMAT_CSV, max_step=9_000)
         table = list(csv.reader(io.StringIO(content.decode(), newline="")))
         assert table[0] == ["key", "step", "time", "value"]
         assert [row[0] for row in table[1::9_000]] == ["'=cmd()", *KEYS[1:]], "a formula is a text"
         assert [float(row[3]) for row in table[1:3]] == [1 / 3, 2 / 3]
         assert table[1][2] == "2026-09-21T14:13:20.001000Z"
         assert len(table) == 1 + 3 * 9_000
-        content, _ = await _file(service, metrics_pb2.EXPORT_FORMAT_JSONL, keys=[KEYS[0], "none"])
+        content, _ = await _file(service, export_pb2.EXPORT_FORMAT_JSONL, keys=[KEYS[0], "none"])
         lines = [json.loads(line) for line in content.splitlines()]
         assert [line["value"] for line in lines[:6]] == [1 / 3, 2 / 3, "NaN", "Infinity", "-Infinity", 2.0]
         assert (len(lines), lines[-1]["step"], lines[0]["key"]) == (NUM, NUM, KEYS[0])
@@ -90,7 +90,7 @@ async def test_tensorboard_reads_scalars_texts_and_histograms(tmp_path: Path) ->
         rich.rich.add(key_index=2, step=12, time_us=TIME_US, picture=picture)
         await send(service.bus, rich)
         await stored(service, 8)
-        content, first = await _file(service, metrics_pb2.EXPORT_FORMAT_TENSORBOARD)
+        content, first = await _file(service, export_pb2.EXPORT_FORMAT_TENSORBOARD)
         (tmp_path / "tb").mkdir()
         (tmp_path / "tb" / first.file_name).write_bytes(content)
         read = EventAccumulator(str(tmp_path / "tb"), size_guidance={"scalars": 0})
@@ -109,10 +109,10 @@ async def test_tensorboard_reads_scalars_texts_and_histograms(tmp_path: Path) ->
 
 
 async def _check_pages(service: Metrics) -> None:
-    found: list[metrics_pb2.RichPoint] = []
+    found: list[export_pb2.RichPoint] = []
     token = ""
     while True:
-        request = metrics_pb2.QueryRichSeriesRequest(parent=PARENT, page_size=2, page_token=token)
+        request = export_pb2.QueryRichSeriesRequest(parent=PARENT, page_size=2, page_token=token)
         answer = await service.metrics.QueryRichSeries(request)
         found += answer.points
         token = answer.next_page_token
@@ -121,7 +121,7 @@ async def _check_pages(service: Metrics) -> None:
     kinds = [(point.key, point.step, point.WhichOneof("value")) for point in found]
     assert kinds == [("says", 10, "text"), ("weights", 11, "histogram"), ("seen", 12, "picture")]
     assert (found[0].text, found[0].time.ToMicroseconds()) == ("hello ü", TIME_US)
-    only = metrics_pb2.QueryRichSeriesRequest(
+    only = export_pb2.QueryRichSeriesRequest(
         parent=PARENT, keys=["weights", "none"], min_step=11, max_step=11
     )
     assert [point.key for point in (await service.metrics.QueryRichSeries(only)).points] == ["weights"]

@@ -11,7 +11,7 @@ import pytest
 
 from tests.metrics.support import PARENT, TIME_US, Metrics, batch, losses, running_metrics, send
 from tests.support.wait import until_async
-from tunesmith.api.metrics.v1 import events_pb2, metrics_pb2
+from tunesmith.api.metrics.v1 import events_pb2, export_pb2, metrics_pb2
 from tunesmith.status import from_rpc_error
 from tunesmith_metrics import store
 from tunesmith_metrics.reduction import View, lttb, smooth
@@ -227,7 +227,7 @@ async def test_many_jobs_and_keys_in_one_call_as_lists_and_as_arrays(tmp_path: P
             ["eval/loss", "train/loss"],
         ]
         assert all(len(series.steps) == 10 for each in found.jobs for series in each.series)
-        request = metrics_pb2.StreamSeriesRequest(
+        request = export_pb2.StreamSeriesRequest(
             parent="projects/default", jobs=names, keys=["train/loss"], min_step=11
         )
         parts = [part async for part in service.metrics.StreamSeries(request)]
@@ -247,7 +247,7 @@ async def test_descriptions_leave_nan_out_and_count_it(tmp_path: Path) -> None:
     async with running_metrics(tmp_path) as service:
         await send(service.bus, batch(1, [[value, math.nan] for value in values], keys=("a", "b")))
         await stored(service, 5)
-        answer = await service.metrics.DescribeSeries(metrics_pb2.DescribeSeriesRequest(parent=PARENT))
+        answer = await service.metrics.DescribeSeries(export_pb2.DescribeSeriesRequest(parent=PARENT))
         one, other = answer.descriptions
         numbers = [value for value in values if not math.isnan(value)]
         assert (one.num_points, one.num_nan, one.first_value, one.last_step) == (5, 1, 3.0, 5)

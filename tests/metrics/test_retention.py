@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from tests.metrics.support import JOB, PARENT, Metrics, batch, losses, running_metrics, send
 from tests.support.wait import until, until_async
-from tunesmith.api.metrics.v1 import metrics_pb2
+from tunesmith.api.metrics.v1 import metrics_pb2, policy_pb2
 from tunesmith_kit import subjects
 from tunesmith_kit.bus import Message
 from tunesmith_kit.db import Database
@@ -29,8 +29,8 @@ async def stored(service: Metrics, seq: int) -> None:
 
 
 async def set_policy(service: Metrics, **fields: int) -> None:
-    policy = metrics_pb2.MetricsPolicy(**fields)
-    await service.metrics.SetMetricsPolicy(metrics_pb2.SetMetricsPolicyRequest(parent=PROJECT, policy=policy))
+    policy = policy_pb2.MetricsPolicy(**fields)
+    await service.metrics.SetMetricsPolicy(policy_pb2.SetMetricsPolicyRequest(parent=PROJECT, policy=policy))
 
 
 async def test_a_full_project_waits_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ async def test_a_full_project_waits_and_goes_on_when_there_is_room(tmp_path: Pat
         await send(service.bus, batch(1, losses(1, 50)))
         await stored(service, 50)
         await set_policy(service, max_points=50)
-        answer = await service.metrics.GetMetricsPolicy(metrics_pb2.GetMetricsPolicyRequest(parent=PROJECT))
+        answer = await service.metrics.GetMetricsPolicy(policy_pb2.GetMetricsPolicyRequest(parent=PROJECT))
         assert (answer.policy.max_points, answer.effective.max_keys_per_job) == (50, 5000)
         assert (answer.usage.num_points, answer.usage.num_jobs) == (50, 1)
         assert answer.usage.metric_bytes > 400
@@ -89,7 +89,7 @@ async def test_a_key_that_cannot_be_is_a_dead_letter(tmp_path: Path, key: str) -
         await send(service.bus, batch(1, losses(1, 1), keys=(key,)), "bad")
         await send(service.bus, batch(1, losses(1, 1)), "good")
         await stored(service, 1)
-        request = metrics_pb2.ListDeadLettersRequest()
+        request = policy_pb2.ListDeadLettersRequest()
         (letter,) = (await service.metrics.ListDeadLetters(request)).letters
         assert (letter.stream, letter.message_id) == ("METRICS", "bad")
         assert letter.reason.startswith("MESSAGE_MALFORMED: ")
@@ -106,7 +106,7 @@ async def test_dead_letters_come_by_pages_newest_first(tmp_path: Path) -> None:
         await stored(service, 1)
         found, token = [], ""
         while True:
-            request = metrics_pb2.ListDeadLettersRequest(page_size=2, page_token=token)
+            request = policy_pb2.ListDeadLettersRequest(page_size=2, page_token=token)
             page = await service.metrics.ListDeadLetters(request)
             assert page.total_size == 5
             found += [letter.message_id for letter in page.letters]
@@ -115,7 +115,7 @@ async def test_dead_letters_come_by_pages_newest_first(tmp_path: Path) -> None:
                 break
         assert found == [f"bad-{number}" for number in (4, 3, 2, 1, 0)]
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await service.metrics.ListDeadLetters(metrics_pb2.ListDeadLettersRequest(page_token="forged"))
+            await service.metrics.ListDeadLetters(policy_pb2.ListDeadLettersRequest(page_token="forged"))
         assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.metrics.support import JOB, PARENT, Metrics, running_metrics, send
 from tests.support.wait import until_async
-from tunesmith.api.metrics.v1 import metrics_pb2
+from tunesmith.api.metrics.v1 import export_pb2
 from tunesmith_agent.folder import Notes
 from tunesmith_agent.shipper import Shipper
 from tunesmith_agent.spool import SpoolReader, pack
@@ -17,8 +17,8 @@ from tunesmith_trainer.report import MetricSpool
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 
 
-async def rich(service: Metrics) -> list[metrics_pb2.RichPoint]:
-    answer = await service.metrics.QueryRichSeries(metrics_pb2.QueryRichSeriesRequest(parent=PARENT))
+async def rich(service: Metrics) -> list[export_pb2.RichPoint]:
+    answer = await service.metrics.QueryRichSeries(export_pb2.QueryRichSeriesRequest(parent=PARENT))
     return list(answer.points)
 
 

@@ -14,7 +14,7 @@ from tests.metrics.support import Metrics, batch, running_metrics, send
 from tests.support.postgres import running as running_postgres
 from tests.support.wait import until_async
 from tunesmith.api.jobs.v1 import events_pb2, spec_pb2, state_pb2
-from tunesmith.api.metrics.v1 import metrics_pb2
+from tunesmith.api.metrics.v1 import metrics_pb2, runs_pb2
 from tunesmith.errors import TunesmithError
 from tunesmith.status import from_rpc_error
 from tunesmith_kit import subjects
@@ -50,8 +50,8 @@ def spec(index: int) -> spec_pb2.JobSpec:
     return found
 
 
-async def query(service: Metrics, text: str = "", **fields: object) -> metrics_pb2.QueryRunsResponse:
-    request = metrics_pb2.QueryRunsRequest(parent=PROJECT, filter=text, **fields)  # type: ignore[arg-type]
+async def query(service: Metrics, text: str = "", **fields: object) -> runs_pb2.QueryRunsResponse:
+    request = runs_pb2.QueryRunsRequest(parent=PROJECT, filter=text, **fields)  # type: ignore[arg-type]
     return await service.metrics.QueryRuns(request)
 
 
@@ -147,7 +147,7 @@ async def _rows(service: Metrics) -> None:
     assert (run.last_step, run.num_points, run.create_time.seconds) == (3, 6, 1_790_000_001)
     (run,) = (await query(service, "name = demo-001", metrics=["train/loss"], config=["base_model"])).runs
     assert (dict(run.metrics), dict(run.config)) == ({"train/loss": 1.1}, {"base_model": "tiny"})
-    columns = await service.metrics.ListRunColumns(metrics_pb2.ListRunColumnsRequest(parent=PROJECT))
+    columns = await service.metrics.ListRunColumns(runs_pb2.ListRunColumnsRequest(parent=PROJECT))
     assert [(each.name, each.num_runs) for each in columns.metrics] == [
         ("train/loss", 6),
         ("eval/loss", 4),
@@ -178,7 +178,7 @@ async def _later_changes(service: Metrics) -> None:
     assert await names(service, "state = SUCCEEDED") == [1]
     assert sorted(await names(service)) == [0, 1, 3, 4, 5, 6]
     assert await names(service, "has train/loss", order_by="train/loss") == [1, 3, 6, 0, 4]
-    columns = await service.metrics.ListRunColumns(metrics_pb2.ListRunColumnsRequest(parent=PROJECT))
+    columns = await service.metrics.ListRunColumns(runs_pb2.ListRunColumnsRequest(parent=PROJECT))
     assert {each.name: each.num_runs for each in columns.metrics} == {
         "train/loss": 5,
         "eval/loss": 3,

@@ -10,7 +10,7 @@ import click
 from rich.markup import escape
 
 from tunesmith import names
-from tunesmith.api.metrics.v1 import alerts_pb2, rules_pb2
+from tunesmith.api.metrics.v1 import rules_pb2
 from tunesmith.cli import text
 from tunesmith.cli.session import connect, console
 from tunesmith.cli.table import print_json, print_json_line, print_table

@@ -3,7 +3,10 @@
 import grpc
 import warnings
 
+from tunesmith.api.metrics.v1 import export_pb2 as tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2
 from tunesmith.api.metrics.v1 import metrics_pb2 as tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2
+from tunesmith.api.metrics.v1 import policy_pb2 as tunesmith_dot_api_dot_metrics_dot_v1_dot_policy__pb2
+from tunesmith.api.metrics.v1 import runs_pb2 as tunesmith_dot_api_dot_metrics_dot_v1_dot_runs__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -57,33 +60,33 @@ class MetricsServiceStub(object):
                 _registered_method=True)
         self.StreamSeries = channel.unary_stream(
                 '/tunesmith.api.metrics.v1.MetricsService/StreamSeries',
-                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.StreamSeriesRequest.SerializeToString,
-                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.StreamSeriesResponse.FromString,
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.StreamSeriesRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.StreamSeriesResponse.FromString,
                 _registered_method=True)
         self.ExportSeries = channel.unary_stream(
                 '/tunesmith.api.metrics.v1.MetricsService/ExportSeries',
-                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ExportSeriesRequest.SerializeToString,
-                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ExportSeriesResponse.FromString,
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.ExportSeriesRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.ExportSeriesResponse.FromString,
                 _registered_method=True)
         self.DescribeSeries = channel.unary_unary(
                 '/tunesmith.api.metrics.v1.MetricsService/DescribeSeries',
-                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.DescribeSeriesRequest.SerializeToString,
-                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.DescribeSeriesResponse.FromString,
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.DescribeSeriesRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.DescribeSeriesResponse.FromString,
                 _registered_method=True)
         self.QueryRichSeries = channel.unary_unary(
                 '/tunesmith.api.metrics.v1.MetricsService/QueryRichSeries',
-                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRichSeriesRequest.SerializeToString,
-                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRichSeriesResponse.FromString,
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.QueryRichSeriesRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.QueryRichSeriesResponse.FromString,
                 _registered_method=True)
         self.QueryRuns = channel.unary_unary(
                 '/tunesmith.api.metrics.v1.MetricsService/QueryRuns',
-                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRunsRequest.SerializeToString,
-                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRunsResponse.FromString,
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_runs__pb2.QueryRunsRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_runs__pb2.QueryRunsResponse.FromString,
                 _registered_method=True)
         self.ListRunColumns = channel.unary_unary(
                 '/tunesmith.api.metrics.v1.MetricsService/ListRunColumns',
-                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListRunColumnsRequest.SerializeToString,
-                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListRunColumnsResponse.FromString,
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_runs__pb2.ListRunColumnsRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_runs__pb2.ListRunColumnsResponse.FromString,
                 _registered_method=True)
         self.QueryNodeSeries = channel.unary_unary(
                 '/tunesmith.api.metrics.v1.MetricsService/QueryNodeSeries',
@@ -92,18 +95,18 @@ class MetricsServiceStub(object):
                 _registered_method=True)
         self.GetMetricsPolicy = channel.unary_unary(
                 '/tunesmith.api.metrics.v1.MetricsService/GetMetricsPolicy',
-                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.GetMetricsPolicyRequest.SerializeToString,
-                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.GetMetricsPolicyResponse.FromString,
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_policy__pb2.GetMetricsPolicyRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_policy__pb2.GetMetricsPolicyResponse.FromString,
                 _registered_method=True)
         self.SetMetricsPolicy = channel.unary_unary(
                 '/tunesmith.api.metrics.v1.MetricsService/SetMetricsPolicy',
-                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.SetMetricsPolicyRequest.SerializeToString,
-                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.SetMetricsPolicyResponse.FromString,
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_policy__pb2.SetMetricsPolicyRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_policy__pb2.SetMetricsPolicyResponse.FromString,
                 _registered_method=True)
         self.ListDeadLetters = channel.unary_unary(
                 '/tunesmith.api.metrics.v1.MetricsService/ListDeadLetters',
-                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListDeadLettersRequest.SerializeToString,
-                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListDeadLettersResponse.FromString,
+                request_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_policy__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_policy__pb2.ListDeadLettersResponse.FromString,
                 _registered_method=True)
         self.GetWatermark = channel.unary_unary(
                 '/tunesmith.api.metrics.v1.MetricsService/GetWatermark',
@@ -174,8 +177,7 @@ class MetricsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def QueryRuns(self, request, context):
-        """Returns a table of jobs with their configuration and the last values of their metrics,
-        filtered and sorted by either.
+        """Returns a table of jobs with configuration and last values, filtered and sorted by either.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -189,8 +191,7 @@ class MetricsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def QueryNodeSeries(self, request, context):
-        """Returns a node's own series over a span of time: by the second while they are fresh, later by
-        the minute and by the hour.
+        """Returns a node's own series: by the second while fresh, later by the minute and by the hour.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -218,8 +219,7 @@ class MetricsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetWatermark(self, request, context):
-        """Returns how far the records of an attempt's rank are stored, so that the agent can trim its
-        spool and send the rest again.
+        """Returns how far the records of an attempt's rank are stored: the agent trims its spool by it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -250,33 +250,33 @@ def add_MetricsServiceServicer_to_server(servicer, server):
             ),
             'StreamSeries': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamSeries,
-                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.StreamSeriesRequest.FromString,
-                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.StreamSeriesResponse.SerializeToString,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.StreamSeriesRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.StreamSeriesResponse.SerializeToString,
             ),
             'ExportSeries': grpc.unary_stream_rpc_method_handler(
                     servicer.ExportSeries,
-                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ExportSeriesRequest.FromString,
-                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ExportSeriesResponse.SerializeToString,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.ExportSeriesRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.ExportSeriesResponse.SerializeToString,
             ),
             'DescribeSeries': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeSeries,
-                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.DescribeSeriesRequest.FromString,
-                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.DescribeSeriesResponse.SerializeToString,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.DescribeSeriesRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.DescribeSeriesResponse.SerializeToString,
             ),
             'QueryRichSeries': grpc.unary_unary_rpc_method_handler(
                     servicer.QueryRichSeries,
-                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRichSeriesRequest.FromString,
-                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRichSeriesResponse.SerializeToString,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.QueryRichSeriesRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.QueryRichSeriesResponse.SerializeToString,
             ),
             'QueryRuns': grpc.unary_unary_rpc_method_handler(
                     servicer.QueryRuns,
-                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRunsRequest.FromString,
-                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRunsResponse.SerializeToString,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_runs__pb2.QueryRunsRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_runs__pb2.QueryRunsResponse.SerializeToString,
             ),
             'ListRunColumns': grpc.unary_unary_rpc_method_handler(
                     servicer.ListRunColumns,
-                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListRunColumnsRequest.FromString,
-                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListRunColumnsResponse.SerializeToString,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_runs__pb2.ListRunColumnsRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_runs__pb2.ListRunColumnsResponse.SerializeToString,
             ),
             'QueryNodeSeries': grpc.unary_unary_rpc_method_handler(
                     servicer.QueryNodeSeries,
@@ -285,18 +285,18 @@ def add_MetricsServiceServicer_to_server(servicer, server):
             ),
             'GetMetricsPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMetricsPolicy,
-                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.GetMetricsPolicyRequest.FromString,
-                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.GetMetricsPolicyResponse.SerializeToString,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_policy__pb2.GetMetricsPolicyRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_policy__pb2.GetMetricsPolicyResponse.SerializeToString,
             ),
             'SetMetricsPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.SetMetricsPolicy,
-                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.SetMetricsPolicyRequest.FromString,
-                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.SetMetricsPolicyResponse.SerializeToString,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_policy__pb2.SetMetricsPolicyRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_policy__pb2.SetMetricsPolicyResponse.SerializeToString,
             ),
             'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDeadLetters,
-                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListDeadLettersRequest.FromString,
-                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListDeadLettersResponse.SerializeToString,
+                    request_deserializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_policy__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_metrics_dot_v1_dot_policy__pb2.ListDeadLettersResponse.SerializeToString,
             ),
             'GetWatermark': grpc.unary_unary_rpc_method_handler(
                     servicer.GetWatermark,
@@ -438,8 +438,8 @@ class MetricsService(object):
             request,
             target,
             '/tunesmith.api.metrics.v1.MetricsService/StreamSeries',
-            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.StreamSeriesRequest.SerializeToString,
-            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.StreamSeriesResponse.FromString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.StreamSeriesRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.StreamSeriesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -465,8 +465,8 @@ class MetricsService(object):
             request,
             target,
             '/tunesmith.api.metrics.v1.MetricsService/ExportSeries',
-            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ExportSeriesRequest.SerializeToString,
-            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ExportSeriesResponse.FromString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.ExportSeriesRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.ExportSeriesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -492,8 +492,8 @@ class MetricsService(object):
             request,
             target,
             '/tunesmith.api.metrics.v1.MetricsService/DescribeSeries',
-            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.DescribeSeriesRequest.SerializeToString,
-            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.DescribeSeriesResponse.FromString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.DescribeSeriesRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.DescribeSeriesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -519,8 +519,8 @@ class MetricsService(object):
             request,
             target,
             '/tunesmith.api.metrics.v1.MetricsService/QueryRichSeries',
-            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRichSeriesRequest.SerializeToString,
-            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRichSeriesResponse.FromString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.QueryRichSeriesRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_export__pb2.QueryRichSeriesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -546,8 +546,8 @@ class MetricsService(object):
             request,
             target,
             '/tunesmith.api.metrics.v1.MetricsService/QueryRuns',
-            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRunsRequest.SerializeToString,
-            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.QueryRunsResponse.FromString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_runs__pb2.QueryRunsRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_runs__pb2.QueryRunsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -573,8 +573,8 @@ class MetricsService(object):
             request,
             target,
             '/tunesmith.api.metrics.v1.MetricsService/ListRunColumns',
-            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListRunColumnsRequest.SerializeToString,
-            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListRunColumnsResponse.FromString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_runs__pb2.ListRunColumnsRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_runs__pb2.ListRunColumnsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -627,8 +627,8 @@ class MetricsService(object):
             request,
             target,
             '/tunesmith.api.metrics.v1.MetricsService/GetMetricsPolicy',
-            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.GetMetricsPolicyRequest.SerializeToString,
-            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.GetMetricsPolicyResponse.FromString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_policy__pb2.GetMetricsPolicyRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_policy__pb2.GetMetricsPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -654,8 +654,8 @@ class MetricsService(object):
             request,
             target,
             '/tunesmith.api.metrics.v1.MetricsService/SetMetricsPolicy',
-            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.SetMetricsPolicyRequest.SerializeToString,
-            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.SetMetricsPolicyResponse.FromString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_policy__pb2.SetMetricsPolicyRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_policy__pb2.SetMetricsPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -681,8 +681,8 @@ class MetricsService(object):
             request,
             target,
             '/tunesmith.api.metrics.v1.MetricsService/ListDeadLetters',
-            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListDeadLettersRequest.SerializeToString,
-            tunesmith_dot_api_dot_metrics_dot_v1_dot_metrics__pb2.ListDeadLettersResponse.FromString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_policy__pb2.ListDeadLettersRequest.SerializeToString,
+            tunesmith_dot_api_dot_metrics_dot_v1_dot_policy__pb2.ListDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -753,8 +753,7 @@ class LogServiceServicer(object):
     """
 
     def ListErrorLines(self, request, context):
-        """Returns the lines of a job that tell of errors, one a distinct text, newest first, with how
-        often each came.
+        """Returns lines that tell of errors, one a distinct text, newest first, and how often each came.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

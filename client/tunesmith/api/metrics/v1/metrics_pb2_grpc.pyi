@@ -5,7 +5,10 @@ The metrics service: curves and logs."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from tunesmith.api.metrics.v1 import export_pb2 as _export_pb2
 from tunesmith.api.metrics.v1 import metrics_pb2 as _metrics_pb2
+from tunesmith.api.metrics.v1 import policy_pb2 as _policy_pb2
+from tunesmith.api.metrics.v1 import runs_pb2 as _runs_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -43,34 +46,28 @@ class MetricsServiceStub:
     """
     CompareSeries: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.CompareSeriesRequest, _metrics_pb2.CompareSeriesResponse]
     """Returns curves of many jobs in one call, for comparing them."""
-    StreamSeries: _grpc.UnaryStreamMultiCallable[_metrics_pb2.StreamSeriesRequest, _metrics_pb2.StreamSeriesResponse]
+    StreamSeries: _grpc.UnaryStreamMultiCallable[_export_pb2.StreamSeriesRequest, _export_pb2.StreamSeriesResponse]
     """Streams whole curves as packed arrays, for programs that compute with them."""
-    ExportSeries: _grpc.UnaryStreamMultiCallable[_metrics_pb2.ExportSeriesRequest, _metrics_pb2.ExportSeriesResponse]
+    ExportSeries: _grpc.UnaryStreamMultiCallable[_export_pb2.ExportSeriesRequest, _export_pb2.ExportSeriesResponse]
     """Streams a file with whole curves. In REST the answer is the file itself."""
-    DescribeSeries: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.DescribeSeriesRequest, _metrics_pb2.DescribeSeriesResponse]
+    DescribeSeries: _grpc.UnaryUnaryMultiCallable[_export_pb2.DescribeSeriesRequest, _export_pb2.DescribeSeriesResponse]
     """Returns mean, deviation, extremes and quantiles of curves."""
-    QueryRichSeries: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.QueryRichSeriesRequest, _metrics_pb2.QueryRichSeriesResponse]
+    QueryRichSeries: _grpc.UnaryUnaryMultiCallable[_export_pb2.QueryRichSeriesRequest, _export_pb2.QueryRichSeriesResponse]
     """Returns histograms, texts and pictures of a job, steps ascending."""
-    QueryRuns: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.QueryRunsRequest, _metrics_pb2.QueryRunsResponse]
-    """Returns a table of jobs with their configuration and the last values of their metrics,
-    filtered and sorted by either.
-    """
-    ListRunColumns: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.ListRunColumnsRequest, _metrics_pb2.ListRunColumnsResponse]
+    QueryRuns: _grpc.UnaryUnaryMultiCallable[_runs_pb2.QueryRunsRequest, _runs_pb2.QueryRunsResponse]
+    """Returns a table of jobs with configuration and last values, filtered and sorted by either."""
+    ListRunColumns: _grpc.UnaryUnaryMultiCallable[_runs_pb2.ListRunColumnsRequest, _runs_pb2.ListRunColumnsResponse]
     """Lists what QueryRuns can show, filter and sort by."""
     QueryNodeSeries: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.QueryNodeSeriesRequest, _metrics_pb2.QueryNodeSeriesResponse]
-    """Returns a node's own series over a span of time: by the second while they are fresh, later by
-    the minute and by the hour.
-    """
-    GetMetricsPolicy: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.GetMetricsPolicyRequest, _metrics_pb2.GetMetricsPolicyResponse]
+    """Returns a node's own series: by the second while fresh, later by the minute and by the hour."""
+    GetMetricsPolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetMetricsPolicyRequest, _policy_pb2.GetMetricsPolicyResponse]
     """Returns what a project stores and how much it may."""
-    SetMetricsPolicy: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.SetMetricsPolicyRequest, _metrics_pb2.SetMetricsPolicyResponse]
+    SetMetricsPolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.SetMetricsPolicyRequest, _policy_pb2.SetMetricsPolicyResponse]
     """Sets how much a project may store, and for how long."""
-    ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.ListDeadLettersRequest, _metrics_pb2.ListDeadLettersResponse]
+    ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListDeadLettersRequest, _policy_pb2.ListDeadLettersResponse]
     """Lists messages that no consumer could use, newest first, with the reason."""
     GetWatermark: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.GetWatermarkRequest, _metrics_pb2.GetWatermarkResponse]
-    """Returns how far the records of an attempt's rank are stored, so that the agent can trim its
-    spool and send the rest again.
-    """
+    """Returns how far the records of an attempt's rank are stored: the agent trims its spool by it."""
 
 @_typing.type_check_only
 class MetricsServiceAsyncStub(MetricsServiceStub):
@@ -87,34 +84,28 @@ class MetricsServiceAsyncStub(MetricsServiceStub):
     """
     CompareSeries: _aio.UnaryUnaryMultiCallable[_metrics_pb2.CompareSeriesRequest, _metrics_pb2.CompareSeriesResponse]  # type: ignore[assignment]
     """Returns curves of many jobs in one call, for comparing them."""
-    StreamSeries: _aio.UnaryStreamMultiCallable[_metrics_pb2.StreamSeriesRequest, _metrics_pb2.StreamSeriesResponse]  # type: ignore[assignment]
+    StreamSeries: _aio.UnaryStreamMultiCallable[_export_pb2.StreamSeriesRequest, _export_pb2.StreamSeriesResponse]  # type: ignore[assignment]
     """Streams whole curves as packed arrays, for programs that compute with them."""
-    ExportSeries: _aio.UnaryStreamMultiCallable[_metrics_pb2.ExportSeriesRequest, _metrics_pb2.ExportSeriesResponse]  # type: ignore[assignment]
+    ExportSeries: _aio.UnaryStreamMultiCallable[_export_pb2.ExportSeriesRequest, _export_pb2.ExportSeriesResponse]  # type: ignore[assignment]
     """Streams a file with whole curves. In REST the answer is the file itself."""
-    DescribeSeries: _aio.UnaryUnaryMultiCallable[_metrics_pb2.DescribeSeriesRequest, _metrics_pb2.DescribeSeriesResponse]  # type: ignore[assignment]
+    DescribeSeries: _aio.UnaryUnaryMultiCallable[_export_pb2.DescribeSeriesRequest, _export_pb2.DescribeSeriesResponse]  # type: ignore[assignment]
     """Returns mean, deviation, extremes and quantiles of curves."""
-    QueryRichSeries: _aio.UnaryUnaryMultiCallable[_metrics_pb2.QueryRichSeriesRequest, _metrics_pb2.QueryRichSeriesResponse]  # type: ignore[assignment]
+    QueryRichSeries: _aio.UnaryUnaryMultiCallable[_export_pb2.QueryRichSeriesRequest, _export_pb2.QueryRichSeriesResponse]  # type: ignore[assignment]
     """Returns histograms, texts and pictures of a job, steps ascending."""
-    QueryRuns: _aio.UnaryUnaryMultiCallable[_metrics_pb2.QueryRunsRequest, _metrics_pb2.QueryRunsResponse]  # type: ignore[assignment]
-    """Returns a table of jobs with their configuration and the last values of their metrics,
-    filtered and sorted by either.
-    """
-    ListRunColumns: _aio.UnaryUnaryMultiCallable[_metrics_pb2.ListRunColumnsRequest, _metrics_pb2.ListRunColumnsResponse]  # type: ignore[assignment]
+    QueryRuns: _aio.UnaryUnaryMultiCallable[_runs_pb2.QueryRunsRequest, _runs_pb2.QueryRunsResponse]  # type: ignore[assignment]
+    """Returns a table of jobs with configuration and last values, filtered and sorted by either."""
+    ListRunColumns: _aio.UnaryUnaryMultiCallable[_runs_pb2.ListRunColumnsRequest, _runs_pb2.ListRunColumnsResponse]  # type: ignore[assignment]
     """Lists what QueryRuns can show, filter and sort by."""
     QueryNodeSeries: _aio.UnaryUnaryMultiCallable[_metrics_pb2.QueryNodeSeriesRequest, _metrics_pb2.QueryNodeSeriesResponse]  # type: ignore[assignment]
-    """Returns a node's own series over a span of time: by the second while they are fresh, later by
-    the minute and by the hour.
-    """
-    GetMetricsPolicy: _aio.UnaryUnaryMultiCallable[_metrics_pb2.GetMetricsPolicyRequest, _metrics_pb2.GetMetricsPolicyResponse]  # type: ignore[assignment]
+    """Returns a node's own series: by the second while fresh, later by the minute and by the hour."""
+    GetMetricsPolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetMetricsPolicyRequest, _policy_pb2.GetMetricsPolicyResponse]  # type: ignore[assignment]
     """Returns what a project stores and how much it may."""
-    SetMetricsPolicy: _aio.UnaryUnaryMultiCallable[_metrics_pb2.SetMetricsPolicyRequest, _metrics_pb2.SetMetricsPolicyResponse]  # type: ignore[assignment]
+    SetMetricsPolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.SetMetricsPolicyRequest, _policy_pb2.SetMetricsPolicyResponse]  # type: ignore[assignment]
     """Sets how much a project may store, and for how long."""
-    ListDeadLetters: _aio.UnaryUnaryMultiCallable[_metrics_pb2.ListDeadLettersRequest, _metrics_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
+    ListDeadLetters: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListDeadLettersRequest, _policy_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """Lists messages that no consumer could use, newest first, with the reason."""
     GetWatermark: _aio.UnaryUnaryMultiCallable[_metrics_pb2.GetWatermarkRequest, _metrics_pb2.GetWatermarkResponse]  # type: ignore[assignment]
-    """Returns how far the records of an attempt's rank are stored, so that the agent can trim its
-    spool and send the rest again.
-    """
+    """Returns how far the records of an attempt's rank are stored: the agent trims its spool by it."""
 
 class MetricsServiceServicer(metaclass=_abc_1.ABCMeta):
     """Curves."""
@@ -156,51 +147,49 @@ class MetricsServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def StreamSeries(
         self,
-        request: _metrics_pb2.StreamSeriesRequest,
+        request: _export_pb2.StreamSeriesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_metrics_pb2.StreamSeriesResponse], _abc.AsyncIterator[_metrics_pb2.StreamSeriesResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_export_pb2.StreamSeriesResponse], _abc.AsyncIterator[_export_pb2.StreamSeriesResponse]]:
         """Streams whole curves as packed arrays, for programs that compute with them."""
 
     @_abc_1.abstractmethod
     def ExportSeries(
         self,
-        request: _metrics_pb2.ExportSeriesRequest,
+        request: _export_pb2.ExportSeriesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_metrics_pb2.ExportSeriesResponse], _abc.AsyncIterator[_metrics_pb2.ExportSeriesResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_export_pb2.ExportSeriesResponse], _abc.AsyncIterator[_export_pb2.ExportSeriesResponse]]:
         """Streams a file with whole curves. In REST the answer is the file itself."""
 
     @_abc_1.abstractmethod
     def DescribeSeries(
         self,
-        request: _metrics_pb2.DescribeSeriesRequest,
+        request: _export_pb2.DescribeSeriesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_metrics_pb2.DescribeSeriesResponse, _abc.Awaitable[_metrics_pb2.DescribeSeriesResponse]]:
+    ) -> _typing.Union[_export_pb2.DescribeSeriesResponse, _abc.Awaitable[_export_pb2.DescribeSeriesResponse]]:
         """Returns mean, deviation, extremes and quantiles of curves."""
 
     @_abc_1.abstractmethod
     def QueryRichSeries(
         self,
-        request: _metrics_pb2.QueryRichSeriesRequest,
+        request: _export_pb2.QueryRichSeriesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_metrics_pb2.QueryRichSeriesResponse, _abc.Awaitable[_metrics_pb2.QueryRichSeriesResponse]]:
+    ) -> _typing.Union[_export_pb2.QueryRichSeriesResponse, _abc.Awaitable[_export_pb2.QueryRichSeriesResponse]]:
         """Returns histograms, texts and pictures of a job, steps ascending."""
 
     @_abc_1.abstractmethod
     def QueryRuns(
         self,
-        request: _metrics_pb2.QueryRunsRequest,
+        request: _runs_pb2.QueryRunsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_metrics_pb2.QueryRunsResponse, _abc.Awaitable[_metrics_pb2.QueryRunsResponse]]:
-        """Returns a table of jobs with their configuration and the last values of their metrics,
-        filtered and sorted by either.
-        """
+    ) -> _typing.Union[_runs_pb2.QueryRunsResponse, _abc.Awaitable[_runs_pb2.QueryRunsResponse]]:
+        """Returns a table of jobs with configuration and last values, filtered and sorted by either."""
 
     @_abc_1.abstractmethod
     def ListRunColumns(
         self,
-        request: _metrics_pb2.ListRunColumnsRequest,
+        request: _runs_pb2.ListRunColumnsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_metrics_pb2.ListRunColumnsResponse, _abc.Awaitable[_metrics_pb2.ListRunColumnsResponse]]:
+    ) -> _typing.Union[_runs_pb2.ListRunColumnsResponse, _abc.Awaitable[_runs_pb2.ListRunColumnsResponse]]:
         """Lists what QueryRuns can show, filter and sort by."""
 
     @_abc_1.abstractmethod
@@ -209,32 +198,30 @@ class MetricsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _metrics_pb2.QueryNodeSeriesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_metrics_pb2.QueryNodeSeriesResponse, _abc.Awaitable[_metrics_pb2.QueryNodeSeriesResponse]]:
-        """Returns a node's own series over a span of time: by the second while they are fresh, later by
-        the minute and by the hour.
-        """
+        """Returns a node's own series: by the second while fresh, later by the minute and by the hour."""
 
     @_abc_1.abstractmethod
     def GetMetricsPolicy(
         self,
-        request: _metrics_pb2.GetMetricsPolicyRequest,
+        request: _policy_pb2.GetMetricsPolicyRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_metrics_pb2.GetMetricsPolicyResponse, _abc.Awaitable[_metrics_pb2.GetMetricsPolicyResponse]]:
+    ) -> _typing.Union[_policy_pb2.GetMetricsPolicyResponse, _abc.Awaitable[_policy_pb2.GetMetricsPolicyResponse]]:
         """Returns what a project stores and how much it may."""
 
     @_abc_1.abstractmethod
     def SetMetricsPolicy(
         self,
-        request: _metrics_pb2.SetMetricsPolicyRequest,
+        request: _policy_pb2.SetMetricsPolicyRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_metrics_pb2.SetMetricsPolicyResponse, _abc.Awaitable[_metrics_pb2.SetMetricsPolicyResponse]]:
+    ) -> _typing.Union[_policy_pb2.SetMetricsPolicyResponse, _abc.Awaitable[_policy_pb2.SetMetricsPolicyResponse]]:
         """Sets how much a project may store, and for how long."""
 
     @_abc_1.abstractmethod
     def ListDeadLetters(
         self,
-        request: _metrics_pb2.ListDeadLettersRequest,
+        request: _policy_pb2.ListDeadLettersRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_metrics_pb2.ListDeadLettersResponse, _abc.Awaitable[_metrics_pb2.ListDeadLettersResponse]]:
+    ) -> _typing.Union[_policy_pb2.ListDeadLettersResponse, _abc.Awaitable[_policy_pb2.ListDeadLettersResponse]]:
         """Lists messages that no consumer could use, newest first, with the reason."""
 
     @_abc_1.abstractmethod
@@ -243,9 +230,7 @@ class MetricsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _metrics_pb2.GetWatermarkRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_metrics_pb2.GetWatermarkResponse, _abc.Awaitable[_metrics_pb2.GetWatermarkResponse]]:
-        """Returns how far the records of an attempt's rank are stored, so that the agent can trim its
-        spool and send the rest again.
-        """
+        """Returns how far the records of an attempt's rank are stored: the agent trims its spool by it."""
 
 def add_MetricsServiceServicer_to_server(servicer: MetricsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
@@ -257,9 +242,7 @@ class LogServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> LogServiceAsyncStub: ...
     ListErrorLines: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.ListErrorLinesRequest, _metrics_pb2.ListErrorLinesResponse]
-    """Returns the lines of a job that tell of errors, one a distinct text, newest first, with how
-    often each came.
-    """
+    """Returns lines that tell of errors, one a distinct text, newest first, and how often each came."""
     QueryLogs: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.QueryLogsRequest, _metrics_pb2.QueryLogsResponse]
     """Returns log lines, oldest first."""
     TailLogs: _grpc.UnaryStreamMultiCallable[_metrics_pb2.TailLogsRequest, _metrics_pb2.TailLogsResponse]
@@ -271,9 +254,7 @@ class LogServiceAsyncStub(LogServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListErrorLines: _aio.UnaryUnaryMultiCallable[_metrics_pb2.ListErrorLinesRequest, _metrics_pb2.ListErrorLinesResponse]  # type: ignore[assignment]
-    """Returns the lines of a job that tell of errors, one a distinct text, newest first, with how
-    often each came.
-    """
+    """Returns lines that tell of errors, one a distinct text, newest first, and how often each came."""
     QueryLogs: _aio.UnaryUnaryMultiCallable[_metrics_pb2.QueryLogsRequest, _metrics_pb2.QueryLogsResponse]  # type: ignore[assignment]
     """Returns log lines, oldest first."""
     TailLogs: _aio.UnaryStreamMultiCallable[_metrics_pb2.TailLogsRequest, _metrics_pb2.TailLogsResponse]  # type: ignore[assignment]
@@ -288,9 +269,7 @@ class LogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _metrics_pb2.ListErrorLinesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_metrics_pb2.ListErrorLinesResponse, _abc.Awaitable[_metrics_pb2.ListErrorLinesResponse]]:
-        """Returns the lines of a job that tell of errors, one a distinct text, newest first, with how
-        often each came.
-        """
+        """Returns lines that tell of errors, one a distinct text, newest first, and how often each came."""
 
     @_abc_1.abstractmethod
     def QueryLogs(
