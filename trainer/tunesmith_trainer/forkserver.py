@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tunesmith_trainer import standby
+from tunesmith_trainer import lifeline, standby
 
 Run = Callable[[int, Path], int]
 
@@ -26,6 +26,7 @@ def serve(run: Run) -> int:
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # threads of OpenMP would not survive the fork
     standby.warm_up()
+    lifeline.release()
     return _Server(run, num_threads).serve()
 
 

@@ -20,6 +20,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunesmith_trainer import lifeline
+
 if TYPE_CHECKING:
     from tunesmith_trainer.control import Control
     from tunesmith_trainer.failure import Failure
@@ -53,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Written to descriptor 2, which is the log by then; from C, whatever the interpreter is busy with.
     faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
     if options.standby:
+        lifeline.hold()
         from tunesmith_trainer import forkserver
 
         return forkserver.serve(begin)

@@ -14,6 +14,7 @@ from tunesmith.cli.session import connect, console
 from tunesmith.cli.table import print_table
 
 if TYPE_CHECKING:
+    from tunesmith.client import Client
     from tunesmith.runs import Run, RunTable
 
 _COLUMNS = 6  # metrics and fields shown when nobody says which
@@ -46,13 +47,22 @@ def runs(ctx: click.Context, filter: str, sort: str, columns: str, limit: int, a
         found = client.runs.query(filter, order_by=sort, limit=limit)
         shown = [name.strip() for name in columns.split(",") if name.strip()]
         if not shown and not as_json:
-            known = client.runs.columns()
-            differing = [each.name for each in known.config if each.num_values > 1]
-            shown = [each.name for each in known.metrics[:_COLUMNS]] + differing[:_COLUMNS]
+            shown = _columns(client, f"{filter} {sort}")
     if as_json:
         click.echo(json.dumps([_as_dict(run) for run in found], indent=2, ensure_ascii=False))
         return
     _print(found, shown)
+
+
+def _columns(client: Client, asked: str) -> list[str]:
+    """What is shown when nobody says: what was asked for, losses, and the settings that differ."""
+    known = client.runs.columns()
+    metrics = [each.name for each in known.metrics]
+    # Of the machine there are as many metrics as of the training, and rarely what runs are compared by.
+    metrics.sort(key=lambda name: (name not in asked, "loss" not in name, name.startswith("system/")))
+    differing = [each.name for each in known.config if each.num_values > 1]
+    differing.sort(key=lambda name: name not in asked)
+    return metrics[:_COLUMNS] + differing[:_COLUMNS]
 
 
 def _print(found: RunTable, shown: list[str]) -> None:
