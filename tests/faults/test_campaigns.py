@@ -28,11 +28,11 @@ def check(outcome: campaign.Outcome, seed: int, kills: int) -> None:
 
 @pytest.mark.timeout(420)
 def test_a_campaign_on_one_process_keeps_every_promise(tmp_path: Path) -> None:
-    check(campaign.run(order("embedded", 2, 8, ("lora", "ranks")), tmp_path), 2, 8)
+    check(campaign.run(order("embedded", 2, 6, ("lora", "ranks")), tmp_path), 2, 6)
 
 
 @pytest.mark.timeout(420)
 @pytest.mark.distributed
 def test_a_campaign_on_many_processes_keeps_every_promise(distributed_site: Site, tmp_path: Path) -> None:
-    outcome = campaign.on(distributed_site, order("distributed", 3, 8, ("accumulating", "gang")), tmp_path)
-    check(outcome, 3, 8)
+    outcome = campaign.on(distributed_site, order("distributed", 3, 6, ("accumulating", "gang")), tmp_path)
+    check(outcome, 3, 6)

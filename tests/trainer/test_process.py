@@ -39,17 +39,13 @@ def test_a_standby_forks_trainers_that_wait_for_their_folder(make_run: Callable[
 
 
 def test_a_standby_whose_agent_dies_does_not_go_on_importing() -> None:
-    server = support.start("tunesmith_trainer.worker", "--standby")
-    try:
+    with support.start("tunesmith_trainer.worker", "--standby") as server:
         assert server.stdin is not None
         assert server.stdout is not None
         maps = Path(f"/proc/{server.pid}/maps")
         wait_for(lambda: "libtorch" in maps.read_text(), support.DEADLINE_SECONDS, "it imports")
         server.stdin.close()
         assert server.stdout.read() == "", "it has become ready for nobody"
-        server.wait(support.DEADLINE_SECONDS)
-    finally:
-        server.kill()
 
 
 def test_a_worker_waits_for_its_folder_and_leads_its_own_session(make_run: Callable[..., Path]) -> None:

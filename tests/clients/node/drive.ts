@@ -74,7 +74,7 @@ try {
     keys: ["train/loss"],
     minStep: 0,
     maxStep: 0,
-    maxPoints: 0,
+    maxPoints: 0, reduction: 0, smoothing: 0, axis: 0,
   });
   const values = curve.series[0]?.values ?? [];
   console.log(
