@@ -32,7 +32,7 @@ class KeyRing:
         batches: Iterable[tuple[Rank, events_pb2.MetricBatch]],
         limit_of: Callable[[str], int],
     ) -> Mapping[Rank, Set[str]]:
-        """Enters new keys, as many as the limit of the project leaves room for; returns those left out."""
+        """Enters new keys, as many as the project's limit (0: none) leaves room for; returns the others."""
         new: dict[Rank, dict[str, None]] = {}
         for who, batch in batches:
             known = self._known.get(who.job_id)
@@ -46,7 +46,8 @@ class KeyRing:
         for who, keys in new.items():
             known = self._known[who.job_id]
             fresh = [key for key in keys if key not in known]
-            room = max(0, limit_of(who.project) - len(known))
+            limit = limit_of(who.project)
+            room = max(0, limit - len(known)) if limit else len(fresh)
             rows += [{"job_id": who.job_id, "key": key} for key in fresh[:room]]
             known.update(fresh[:room])
             if fresh[room:]:

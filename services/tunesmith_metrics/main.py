@@ -40,7 +40,7 @@ class MetricsSettings(ServiceSettings):
     node_hours_days: float = setting(730, "days for which nodes' series are kept by the hour")
     max_points: int = setting(0, "points a project may store unless its policy says otherwise; 0: no limit")
     max_keys_per_job: int = setting(
-        5000, "different metrics a job may have unless its project's policy says otherwise"
+        5000, "different metrics a job may have unless its project's policy says otherwise; 0: no limit"
     )
     keep_days: int = setting(0, "days for which metrics and logs of ended jobs are kept; 0: for ever")
     webhook_private: bool = setting(False, "whether webhooks of alerts may go to private addresses")
