@@ -6,7 +6,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from tunesmith.errors import DOMAIN, STATUS_KEY, TunesmithError, Violation, make
+from tunesmith.errors import DOMAIN, STATUS_KEY, TunesmithError, Unavailable, Violation, make
 
 
 def to_status(error: TunesmithError) -> status_pb2.Status:
@@ -42,6 +42,11 @@ def from_status(status: status_pb2.Status) -> TunesmithError:
     return make(status.code, reason, status.message, metadata, violations)
 
 
+# What grpcio says when a message cannot be written because the other end has answered already, and that
+# answer, which tells why, was not read yet. It is lost then; the next try finds it.
+LOST_STATUS = "Internal error from Core"
+
+
 def from_rpc_error(error: grpc.RpcError) -> TunesmithError:
     """Returns what a failed call means. Works for `grpc.RpcError` of both the sync and the aio API."""
     trailers: Any = error.trailing_metadata() or ()
@@ -51,5 +56,9 @@ def from_rpc_error(error: grpc.RpcError) -> TunesmithError:
                 return from_status(status_pb2.Status.FromString(value))
             except DecodeError:
                 break
+    if error.details() == LOST_STATUS:
+        return Unavailable(
+            "SERVICE_UNAVAILABLE", "the service ended the call before it had read it all", remedy="try again"
+        )
     code: int = error.code().value[0]
     return make(code, "", error.details() or f"the call failed with {error.code().name}")

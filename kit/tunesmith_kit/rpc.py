@@ -27,7 +27,7 @@ from tunesmith.errors import (
     Unauthenticated,
     Unavailable,
 )
-from tunesmith.status import to_status
+from tunesmith.status import LOST_STATUS, from_rpc_error, to_status
 from tunesmith.validation import violations
 from tunesmith_kit import access
 from tunesmith_kit.telemetry import METRICS, Telemetry
@@ -295,7 +295,9 @@ def known_error(error: Exception, path: str) -> TunesmithError:
 def abortion(error: Exception, path: str) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]:
     """Returns how a failed call ends: code, details, trailers; a forwarded status goes on as it is."""
     if isinstance(error, grpc.aio.AioRpcError):
-        return error.code(), error.details() or "", tuple(error.trailing_metadata() or ())
+        if error.details() != LOST_STATUS:
+            return error.code(), error.details() or "", tuple(error.trailing_metadata() or ())
+        error = from_rpc_error(error)
     known = known_error(error, path)
     code = next(c for c in grpc.StatusCode if c.value[0] == known.code)
     return code, known.message, ((STATUS_KEY, to_status(known).SerializeToString()),)

@@ -265,6 +265,7 @@ class Attempt:
             self._look_at_ranks()
             await self._look_for_stall()
             await asyncio.sleep(_TICK_SECONDS)
+        self._look_at_ranks()  # all may have gone since the last look
         await self._tick()
 
     def _look_at_ranks(self) -> None:
