@@ -47,7 +47,8 @@ export class Curves {
   async list(signal: AbortSignal): Promise<void> {
     while (!signal.aborted) {
       const answer = await get<ListMetricsResponse>(`${this.job}/metrics`, {}, signal);
-      const found = answer.metrics.map((metric) => metric.key);
+      // Histograms, texts and pictures are no curves.
+      const found = answer.metrics.filter((metric) => metric.kind === "METRIC_KIND_NUMBER").map((metric) => metric.key);
       if (found.join("\n") !== this.keys.join("\n")) this.keys = found;
       this.listed = true;
       if (this.done() && found.length) return;
