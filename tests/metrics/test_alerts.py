@@ -319,7 +319,6 @@ async def test_bad_requests_are_refused_with_what_to_do(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of apprise's plugins
 async def test_chat_through_apprise(tmp_path: Path) -> None:
-    pytest.importorskip("apprise")
     with receiving() as receiver:
         async with alerting(tmp_path) as found:
             address = receiver.url.replace("http://", "json://")
@@ -338,7 +337,6 @@ async def test_chat_through_apprise(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 async def test_chat_leads_to_no_private_host_without_leave(tmp_path: Path) -> None:
-    pytest.importorskip("apprise")
     async with alerting(tmp_path, webhook_private=False) as found:
         channel = pb.AlertChannel(name=CHANNEL, apprise=pb.AppriseTarget(urls=["json://127.0.0.1:9/x"]))
         await found.alerts.SetAlertChannel(alerts_pb2.SetAlertChannelRequest(channel=channel))

@@ -22,9 +22,9 @@ from tunesmith_kit import subjects
 from tunesmith_kit.blobs import BlobStore
 from tunesmith_kit.bus import Bus
 from tunesmith_kit.connection import Message, Subscription
+from tunesmith_kit.subjects import NODE_RANK
 
 log = logging.getLogger(__name__)
-NODE_RANK = 65535
 _MOST_RECORDS = 20_000  # read at once
 _MOST_AHEAD = 100_000  # records sent and not yet stored: more would only wait elsewhere
 _FLUSH_SECONDS = 0.2
