@@ -6,7 +6,7 @@ it missed from the store and joins again: it costs nobody else anything, and no 
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -25,23 +25,31 @@ Keys = frozenset[str]
 
 
 class _Message:
-    """A message of a shared stream; what viewers of the same keys get is made once."""
+    """What was stored after one revision (`after`) and up to another (`revision`), as it came.
 
-    def __init__(self, response: metrics_pb2.WatchSeriesResponse) -> None:
-        self._response = response
-        self._parts: dict[Keys, bytes] = {}
-        self.revision: int = response.revision
-        self.num_bytes = response.ByteSize()
+    What viewers of the same keys get is made once.
+    """
 
-    def part(self, keys: Keys) -> bytes:
-        """The series of these keys, all when none are named; empty when there is nothing for the viewer."""
+    def __init__(self, responses: Sequence[metrics_pb2.WatchSeriesResponse], after: int) -> None:
+        self._responses = responses
+        self._parts: dict[Keys, list[bytes]] = {}
+        self.after = after
+        self.revision: int = responses[-1].revision
+        self.num_bytes = sum(response.ByteSize() for response in responses)
+
+    def parts(self, keys: Keys) -> list[bytes]:
+        """The messages with the series of these keys, all when none are named; none if they hold nothing."""
         if keys not in self._parts:
-            response = self._response
-            if keys:
-                series = [each for each in response.series if each.key in keys]
-                response = metrics_pb2.WatchSeriesResponse(series=series, revision=self.revision)
-            self._parts[keys] = response.SerializeToString() if response.series else b""
+            chosen = [_of_keys(response, keys) for response in self._responses]
+            self._parts[keys] = [response.SerializeToString() for response in chosen if response.series]
         return self._parts[keys]
+
+
+def _of_keys(response: metrics_pb2.WatchSeriesResponse, keys: Keys) -> metrics_pb2.WatchSeriesResponse:
+    if not keys:
+        return response
+    series = [each for each in response.series if each.key in keys]
+    return metrics_pb2.WatchSeriesResponse(series=series, revision=response.revision)
 
 
 class _Seat:
@@ -107,9 +115,13 @@ class _Broadcast:
             self.revision = answer.revision
             self._started.set_result(None)
             request = metrics_pb2.WatchSeriesRequest(parent=self._parent, from_revision=self.revision)
+            parts = []
             async for response in self._metrics.WatchSeries(request, metadata=self._metadata):
-                message = _Message(response)
-                self.revision = message.revision
+                parts.append(response)
+                if response.series and response.revision == self.revision:
+                    continue  # the last message of a page has the revision that it reaches
+                message = _Message(parts, self.revision)
+                self.revision, parts = message.revision, []
                 for seat in self.seats:
                     seat.offer(message)
             # The server ended the stream in order: viewers come again.
@@ -154,11 +166,15 @@ class LiveSeries:
                 sent = time.monotonic()
                 while not seat.late:
                     message = await seat.next()
-                    part = message.part(keys) if message is not None and message.revision > revision else b""
-                    if message is not None:
-                        revision = max(revision, message.revision)
-                    if part or time.monotonic() - sent > _SILENT_SECONDS:
-                        yield part or metrics_pb2.WatchSeriesResponse(revision=revision).SerializeToString()
+                    if message is not None and message.after < revision < message.revision:
+                        break  # half of it was read from the store: so is the rest
+                    parts = []
+                    if message is not None and message.revision > revision:
+                        parts, revision = message.parts(keys), message.revision
+                    if not parts and time.monotonic() - sent > _SILENT_SECONDS:
+                        parts = [metrics_pb2.WatchSeriesResponse(revision=revision).SerializeToString()]
+                    for part in parts:
+                        yield part
                         sent = time.monotonic()
 
     async def _stored(
