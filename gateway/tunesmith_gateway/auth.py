@@ -15,13 +15,9 @@ from tunesmith_kit.clock import Clock
 from tunesmith_kit.db import Database
 from tunesmith_kit.rpc import EVERYTHING, Authenticate, Principal
 
-_READ = frozenset(
-    f"{what}.read" for what in ("jobs", "nodes", "datasets", "models", "metrics", "alerts", "blobs")
-)
-_WRITE = _READ | {
-    *(f"{what}.write" for what in ("jobs", "datasets", "models", "alerts", "blobs")),
-    "models.promote",
-}
+_OWNED = ("jobs", "datasets", "prompts", "models", "evaluations", "alerts", "blobs")
+_READ = frozenset(f"{what}.read" for what in (*_OWNED, "nodes", "metrics"))
+_WRITE = _READ | {*(f"{what}.write" for what in _OWNED), "models.promote", "chat.use"}
 
 # A permission that no role holds is open to admins only; a role that is not here may do nothing.
 ROLES: Mapping[str, frozenset[str]] = {

@@ -240,6 +240,7 @@ class JobSpec(_message.Message):
     SAMPLE_PROMPTS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     DEADLINES_FIELD_NUMBER: _builtins.int
+    PROMPT_TEMPLATE_FIELD_NUMBER: _builtins.int
     experiment: _builtins.str
     """Experiment this job belongs to; the job's readable name starts with it. Defaults to `job`."""
     base_model: _builtins.str
@@ -250,6 +251,10 @@ class JobSpec(_message.Message):
     """
     method: Global___Method.ValueType
     """Training method."""
+    prompt_template: _builtins.str
+    """Prompt template that makes conversations of the dataset's rows: `id` or `id@version`. Needed for
+    rows that are records of columns. Without a version the newest one at submission is taken.
+    """
     @_builtins.property
     def adapter(self) -> Global___AdapterSpec:
         """Which parameters are trained."""
@@ -297,10 +302,11 @@ class JobSpec(_message.Message):
         sample_prompts: _abc.Iterable[_builtins.str] | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         deadlines: Global___DeadlineSpec | None = ...,
+        prompt_template: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "deadlines", b"deadlines", "output", b"output", "resources", b"resources", "retry", b"retry", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "dataset", b"dataset", "deadlines", b"deadlines", "experiment", b"experiment", "labels", b"labels", "method", b"method", "output", b"output", "resources", b"resources", "retry", b"retry", "sample_prompts", b"sample_prompts", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "dataset", b"dataset", "deadlines", b"deadlines", "experiment", b"experiment", "labels", b"labels", "method", b"method", "output", b"output", "prompt_template", b"prompt_template", "resources", b"resources", "retry", b"retry", "sample_prompts", b"sample_prompts", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
