@@ -19,6 +19,7 @@ import uvloop
 from tunesmith.errors import FailedPrecondition, InvalidArgument, TunesmithError
 from tunesmith_kit.health import HttpServer, health_app
 from tunesmith_kit.nats_server import EmbeddedNats
+from tunesmith_kit.pauses import short_pauses
 from tunesmith_kit.settings import ServiceSettings, load
 from tunesmith_kit.tasks import Tasks
 from tunesmith_kit.telemetry import Telemetry, setup
@@ -111,8 +112,13 @@ def serve(name: str) -> int:
 
 def run_to_end(run: Callable[[], Awaitable[None]]) -> int:
     """Runs a coroutine on uvloop and returns exit code 0; what it raises is for the caller to print."""
+
+    async def with_short_pauses() -> None:
+        async with short_pauses():
+            await run()
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run())  # type: ignore[arg-type]
+        runner.run(with_short_pauses())
     return 0
 
 

@@ -39,6 +39,16 @@ def bus_without_its_disk(platform: Platform) -> Iterator[None]:
 
 @pytest.mark.parametrize("now", [False, True], ids=["graceful", "now"])
 def test_a_cancel_waits_for_no_import(embedded_platform: Platform, now: bool) -> None:
+    _cancel_beside_a_hung_standby(embedded_platform, now)
+
+
+def test_a_cancel_waits_for_no_fork(embedded_platform: Platform) -> None:
+    with embedded_platform.client() as client:  # once a job has trained, the imports are done
+        wait_state(client, client.jobs.submit(spec(2)).name, "SUCCEEDED", seconds=60)
+    _cancel_beside_a_hung_standby(embedded_platform, now=False, handed_over=True)
+
+
+def _cancel_beside_a_hung_standby(embedded_platform: Platform, now: bool, handed_over: bool = False) -> None:
     up = psutil.Process(embedded_platform.processes["up"].pid)
 
     def standby() -> psutil.Process | None:
@@ -46,13 +56,17 @@ def test_a_cancel_waits_for_no_import(embedded_platform: Platform, now: bool) ->
         return next((p for p in alive if "--standby" in p.cmdline()), None)
 
     waiting = wait_for(standby, 20, "a trainer stands by")
-    waiting.suspend()  # it stands for imports from a slow disk
+    waiting.suspend()  # it stands for a process that hangs
     try:
         with embedded_platform.client() as client:
             job = client.jobs.submit(spec(5))
             wait_state(client, job.name, "STARTING")
+            if handed_over:  # the folder is written: the agent waits for a fork now
+                wait_for(
+                    lambda: any(embedded_platform.root.glob(f"data/**/runs/{job.id}-1/run.json")), 20, "it"
+                )
             job.cancel(now=now)
-            wait_state(client, job.name, "CANCELLED", seconds=20)
+            wait_state(client, job.name, "CANCELLED", seconds=15)
         pid = trainer_of(embedded_platform, job.id)
         assert not pid or not runs(pid), "nobody goes on training"
     finally:
@@ -103,8 +117,8 @@ def test_the_end_of_a_run_in_an_outage_of_the_bus_loses_no_point(distributed_pla
         done = wait_state(client, job.name, "SUCCEEDED", seconds=60)
 
         def stored() -> bool:
-            series = client.metrics.series(job.name, ["train/loss"])["train/loss"]
-            return bool(series.num_points == 300)
+            series = client.metrics.series(job.name, ["train/loss"]).get("train/loss")
+            return series is not None and bool(series.num_points == 300)
 
         wait_for(stored, 60, "every point is stored")
         check_whole(platform, done, 300)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _FORK_SECONDS = 20.0
@@ -171,13 +171,14 @@ class ForkServer:
         self._hear()
         return self._ready and self.alive()
 
-    async def fork(self) -> TrainerProcess | None:
-        """Returns a trainer that waits for `begin`; None when none came within some seconds."""
+    async def fork(self, unwanted: Callable[[], bool]) -> TrainerProcess | None:
+        """Returns a trainer that waits for `begin`; None when none came within some seconds, or before it was
+        unwanted."""
         if not self.ready() or not self._say("fork"):
             return None
         deadline = time.monotonic() + _FORK_SECONDS
         while not self._forked:
-            if time.monotonic() > deadline or not self.alive():
+            if time.monotonic() > deadline or not self.alive() or unwanted():
                 self.stop()  # a late answer would be taken for another's
                 return None
             await asyncio.sleep(0.002)

@@ -25,7 +25,7 @@ async def start(
     here leaves no trainer that nobody knows."""
     numbers = local_ranks(assign)
     # CUDA must see its devices before anything of it is touched: not in a process that others come from.
-    forked = [None if assign.gpus else await server.fork() for _ in numbers]
+    forked = [None if assign.gpus else await server.fork(lambda: _ends(notes)) for _ in numbers]
     ranks = [
         waiting if waiting is not None else _launch(folder, assign, place, numbers[place])
         for place, waiting in enumerate(forked)
@@ -37,6 +37,10 @@ async def start(
             group = _name(folder, notes, ranks)
             ranks[place].begin(folder.path, rank)
     return group
+
+
+def _ends(notes: Notes) -> bool:
+    return notes.told_to_stop or notes.told_to_kill
 
 
 def _name(folder: RunFolder, notes: Notes, ranks: list[TrainerProcess]) -> Group:
