@@ -29,6 +29,8 @@ from tests.support.processes import wait_for
 from tunesmith.api.jobs.v1 import state_pb2
 from tunesmith_kit import subjects
 
+_JOB = "01k0000000000000000000000a"
+_WINDOW_SECONDS = 125  # a little more than the window of metrics; that of events is a day
 TARGETS = {
     "kill_to_noticed_s": "1",
     "kill_to_training_s": "15+load",
@@ -58,7 +60,10 @@ def measured(rounds: int, messages: int) -> Iterator[tuple[str, float]]:
             yield "pause_to_gone_s", paused(platform)
     for _ in range(rounds):
         yield "node_dead_to_rescheduled_s", node_lost()
-    yield "broker_1m_usable_s", asyncio.run(broker_killed(messages))
+    backlog = subjects.metrics("bench", _JOB, 1, 0)
+    yield "broker_1m_usable_s", asyncio.run(broker_killed(messages, backlog, settled=_WINDOW_SECONDS))
+    events = subjects.job_event("bench", _JOB, "state_changed")
+    yield "broker_1m_events_of_today_usable_s", asyncio.run(broker_killed(messages, events, settled=0))
 
 
 def trainer_killed(platform: Platform) -> Iterator[tuple[str, float]]:
@@ -123,11 +128,11 @@ def node_lost() -> float:
             return seconds
 
 
-async def broker_killed(messages: int) -> float:
-    """Seconds from the restart of a killed server full of messages to the first new one stored."""
+async def broker_killed(messages: int, subject: str, settled: float) -> float:
+    """Seconds from the restart of a server full of messages, killed so long after the last, to the first new
+    one stored. The server reads again whatever is younger than a stream's window for repeated ids."""
     with tempfile.TemporaryDirectory() as folder:
         async with running_nats(Path(folder)) as server, connected(server) as bus:
-            subject = subjects.job_event("bench", "01k0000000000000000000000a", "state_changed")
             payload = os.urandom(100)
             pending: list[asyncio.Future[Any]] = []
             for number in range(messages):
@@ -136,6 +141,7 @@ async def broker_killed(messages: int) -> float:
                     await asyncio.gather(*pending)
                     pending.clear()
             await asyncio.gather(*pending)
+            await asyncio.sleep(settled)
             await server.kill()
             began = time.monotonic()
             await server.start()
