@@ -171,7 +171,9 @@ async def durable_points_per_s(points_a_message: int, num_points: int) -> float:
         async with platform(folder) as (bus, child):
             marks = Watermarks()
             await bus.subscribe(subjects.any_watermark("bench", "run"), marks.hear)
-            own, theirs, began = _own_cpu(), _cpu(child), time.perf_counter()
+            server = next(p for p in psutil.Process().children(recursive=True) if "nats-server" in p.name())
+            before = (_own_cpu(), _cpu(child), _cpu(server))
+            began = time.perf_counter()
             readers = [SpoolReader(folder / f"spool-{rank}") for rank in range(_RANKS)]
             seqs = [0] * _RANKS
             busy = True
@@ -184,10 +186,15 @@ async def durable_points_per_s(points_a_message: int, num_points: int) -> float:
                         busy = True
             await marks.reach({("run", rank): num_steps for rank in range(_RANKS)})
             seconds = time.perf_counter() - began
-            own, theirs = (
-                (now - then) * 1e9 / num_points for now, then in ((_own_cpu(), own), (_cpu(child), theirs))
+            after = (_own_cpu(), _cpu(child), _cpu(server))
+            agent, metrics, nats = (
+                (now - then) * 1e6 * points_a_message / num_points
+                for now, then in zip(after, before, strict=True)
             )
-            sys.stdout.write(f"  processor time a point: agent {own:.0f} ns, metrics {theirs:.0f} ns\n")
+            sys.stdout.write(
+                f"  processor time a message: agent {agent:.0f} us, metrics {metrics:.0f} us, "
+                f"nats-server {nats:.0f} us\n"
+            )
             return num_points / seconds
 
 
