@@ -128,7 +128,7 @@ def _sender(delivery: Delivery) -> Rank:
 @lru_cache(maxsize=16_384)
 def _rank(subject: str) -> Rank:
     parts = subjects.parse_rank(subject)
-    too_long = len(parts.project) > 64 or len(parts.job_id) > 64
+    too_long = len(parts.project) > 64 or len(parts.job_id) > 72  # as the tables have it
     if too_long or parts.epoch < 1 or parts.rank > subjects.NODE_RANK:
         raise InvalidArgument(
             "MESSAGE_MALFORMED",

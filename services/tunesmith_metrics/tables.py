@@ -17,6 +17,7 @@ from sqlalchemy import (
 from tunesmith_kit.db import revision_table
 
 METADATA = MetaData()
+_JOB_ID = String(72)  # a job's id, or `node.` and the name of a node
 REVISION = revision_table(METADATA)
 
 # Each job that ever sent something, or that the jobs service told of (`job_revision` is then that of the
@@ -25,7 +26,7 @@ REVISION = revision_table(METADATA)
 RUNS = Table(
     "runs",
     METADATA,
-    Column("job_id", String(64), primary_key=True),
+    Column("job_id", _JOB_ID, primary_key=True),
     Column("project", String(64), nullable=False),
     Column("display_name", String(256), nullable=False, default="", server_default=""),
     Column("experiment", String(64), nullable=False, default="", server_default=""),
@@ -42,7 +43,7 @@ RUNS = Table(
 WATERMARKS = Table(
     "watermarks",
     METADATA,
-    Column("job_id", String(64), primary_key=True),
+    Column("job_id", _JOB_ID, primary_key=True),
     Column("epoch", BigInteger, primary_key=True),
     Column("rank", Integer, primary_key=True),
     Column("metrics_seq", BigInteger, nullable=False),
@@ -55,7 +56,7 @@ WATERMARKS = Table(
 SEGMENTS = Table(
     "segments",
     METADATA,
-    Column("job_id", String(64), primary_key=True),
+    Column("job_id", _JOB_ID, primary_key=True),
     Column("epoch", BigInteger, primary_key=True),
     Column("rank", Integer, primary_key=True),
     Column("first_seq", BigInteger, primary_key=True),
@@ -70,7 +71,7 @@ SEGMENTS = Table(
 CHUNKS = Table(
     "chunks",
     METADATA,
-    Column("job_id", String(64), primary_key=True),
+    Column("job_id", _JOB_ID, primary_key=True),
     Column("key", String(256), primary_key=True),
     Column("epoch", BigInteger, primary_key=True),
     Column("rank", Integer, primary_key=True),
@@ -91,7 +92,7 @@ CHUNKS = Table(
 RICH_VALUES = Table(
     "rich_values",
     METADATA,
-    Column("job_id", String(64), primary_key=True),
+    Column("job_id", _JOB_ID, primary_key=True),
     Column("step", BigInteger, primary_key=True),
     Column("key", String(256), primary_key=True),
     Column("kind", Integer, nullable=False),
@@ -107,7 +108,7 @@ RICH_VALUES = Table(
 METRIC_KEYS = Table(
     "metric_keys",
     METADATA,
-    Column("job_id", String(64), primary_key=True),
+    Column("job_id", _JOB_ID, primary_key=True),
     Column("key", String(256), primary_key=True),
 )
 
@@ -134,7 +135,7 @@ POLICIES = Table(
 SUMMARIES = Table(
     "metric_summaries",
     METADATA,
-    Column("job_id", String(64), primary_key=True),
+    Column("job_id", _JOB_ID, primary_key=True),
     Column("key", String(256), primary_key=True),
     Column("last_step", BigInteger, nullable=False),
     Column("last_epoch", BigInteger, nullable=False),
@@ -150,7 +151,7 @@ SUMMARIES = Table(
 LOG_CHUNKS = Table(
     "log_chunks",
     METADATA,
-    Column("job_id", String(64), primary_key=True),
+    Column("job_id", _JOB_ID, primary_key=True),
     Column("epoch", BigInteger, primary_key=True),
     Column("rank", Integer, primary_key=True),
     Column("offset", BigInteger, primary_key=True),
@@ -176,7 +177,7 @@ LOG_CHUNKS = Table(
 ERROR_LINES = Table(
     "error_lines",
     METADATA,
-    Column("job_id", String(64), primary_key=True),
+    Column("job_id", _JOB_ID, primary_key=True),
     Column("digest", String(32), primary_key=True),
     Column("count", BigInteger, nullable=False),
     Column("first_time_us", BigInteger, nullable=False),

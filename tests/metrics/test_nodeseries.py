@@ -18,7 +18,8 @@ from tunesmith_kit.db import Database
 from tunesmith_metrics.rollup import RollUp
 from tunesmith_metrics.tables import NODE_SERIES, SEGMENTS
 
-NODE, HOUR, DAY = "gpu-box-1", 3600, 86400
+NODE = "gpu-box-1".ljust(63, "x")  # as long as a name may be
+HOUR, DAY = 3600, 86400
 BEGIN = 1_790_000_000 // DAY * DAY
 KEYS = ("cpu/percent", "gpu0/power_watts", "gpu10/power_watts")
 KEEP = {1: DAY, 60: 30 * DAY, 3600: 730 * DAY}

@@ -10,6 +10,7 @@ import grpc
 from tunesmith.api.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from tunesmith.errors import TunesmithError
 from tunesmith.status import from_rpc_error
+from tunesmith_agent.redaction import Redactor
 
 log = logging.getLogger(__name__)
 _LONGEST_PAUSE = 5.0
@@ -24,9 +25,14 @@ class Reporter:
     """Sends reports of one node. Reports are idempotent, so they are repeated until an answer comes."""
 
     def __init__(
-        self, node: str, stub: "nodes_pb2_grpc.NodeServiceAsyncStub", metadata: tuple[tuple[str, str], ...]
+        self,
+        node: str,
+        stub: "nodes_pb2_grpc.NodeServiceAsyncStub",
+        metadata: tuple[tuple[str, str], ...],
+        redactor: Redactor,
     ) -> None:
         self._node, self._stub, self._metadata = node, stub, metadata
+        self._redactor = redactor
         self._complained = -_COMPLAIN_SECONDS
 
     async def send(
@@ -41,6 +47,8 @@ class Reporter:
             Fenced: the attempt is no longer in force.
         """
         report.node = self._node
+        if report.HasField("failure"):  # it may quote data or a setting
+            report.failure.message = self._redactor.clean(report.failure.message)
         pause = 0.1
         while True:
             try:
