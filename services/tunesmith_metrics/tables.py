@@ -17,7 +17,8 @@ from sqlalchemy import (
 from tunesmith_kit.db import revision_table
 
 METADATA = MetaData()
-_JOB_ID = String(72)  # a job's id, or `node.` and the name of a node
+# A job's id, or `node.` and the name of a node. SQLite holds no text to a length: its tables stay as they were.
+_JOB_ID = String(72).with_variant(String(64), "sqlite")
 REVISION = revision_table(METADATA)
 
 # Each job that ever sent something, or that the jobs service told of (`job_revision` is then that of the
