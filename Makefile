@@ -37,6 +37,11 @@ gateway/tunesmith_gateway/static/index.html: $(shell find $(WEB) -type f -not -p
 demo: setup ## the whole platform on this machine: a real fine-tuning run watched to its end
 	$(PY) -m examples.demo
 
+.PHONY: walkthrough
+walkthrough: setup ## a user's day from data to a proven model, each step checked, with the client and by REST
+	$(PY) -m examples.walkthrough
+	$(PY) -m examples.walkthrough --rest
+
 .PHONY: up
 up: setup ## start the whole platform and stay
 	$(BIN)/tunesmith up

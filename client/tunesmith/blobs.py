@@ -7,12 +7,15 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tunesmith.api.registry.v1 import blobs_pb2
 from tunesmith.connection import Connection
-from tunesmith.errors import InvalidArgument
+from tunesmith.errors import FailedPrecondition, InvalidArgument
 
 CHUNK_BYTES = 1 << 20
+# Larger files are sent so that a broken upload goes on; below it a second round of calls costs more.
+WORTH_RESUMING = 16 << 20
 OnProgress = Callable[[int, int], None]
 """Hears (bytes done, bytes in all) while files are sent."""
 
@@ -71,47 +74,119 @@ async def upload(
 
 
 async def _send(connection: Connection, file: LocalFile, report: Callable[[int], None]) -> None:
-    # 1 MB/s is slower than any network this is used on; the floor covers the server's fsync.
-    seconds = 60 + file.size_bytes / 1e6
-
-    async def attempt() -> None:
-        chunks = _Chunks(file, report)
-        upload_blob = connection.blocking_blobs.UploadBlob
-        call = upload_blob.future(chunks, timeout=seconds, metadata=connection.metadata)
-        ended, loop = asyncio.Event(), asyncio.get_running_loop()
-
-        def wake(_: object) -> None:
-            loop.call_soon_threadsafe(ended.set)
-
-        call.add_done_callback(wake)
-        try:
-            await ended.wait()
-        finally:
-            call.cancel()
-        if chunks.error is not None:
-            raise chunks.error
-        call.result()
-
     try:
-        await connection.repeat(attempt)
+        if file.size_bytes < WORTH_RESUMING:
+            await connection.repeat(lambda: _whole(connection, file, report))
+        else:
+            await _in_parts(connection, file, report)
     except OSError as error:
         raise unreadable(file.path, error) from None
 
 
-class _Chunks:
-    """The messages of UploadBlob, the digest first, so that a file changed meanwhile is refused.
+async def _whole(connection: Connection, file: LocalFile, report: Callable[[int], None]) -> None:
+    messages = _Chunks(_blob_chunks(file, report))
+    await _stream(connection, connection.blocking_blobs.UploadBlob, messages, file.size_bytes)
 
-    gRPC swallows what an iterator of requests raises; `error` keeps it.
+
+async def _in_parts(connection: Connection, file: LocalFile, report: Callable[[int], None]) -> None:
+    """Goes on where an upload of the same content stopped, of this process or of one that died.
+
+    The digest is the request id, so the same content finds its upload again.
     """
+    start = blobs_pb2.StartUploadRequest(total_bytes=file.size_bytes, request_id=file.sha256)
+    upload = (await connection.call(connection.blobs.StartUpload, start)).upload
+    ask = blobs_pb2.GetUploadRequest(upload=upload.upload)
 
-    def __init__(self, file: LocalFile, report: Callable[[int], None]) -> None:
+    async def attempt() -> None:
+        known = (await connection.blobs.GetUpload(ask, timeout=30, metadata=connection.metadata)).upload
+        report(known.size_bytes)
+        if known.size_bytes < file.size_bytes:
+            messages = _Chunks(_part_chunks(file, known, report))
+            rest = file.size_bytes - known.size_bytes
+            await _stream(connection, connection.blocking_blobs.UploadPart, messages, rest)
+
+    await connection.repeat(attempt)
+    finish = blobs_pb2.FinishUploadRequest(upload=upload.upload, sha256=file.sha256, request_id=file.sha256)
+    try:
+        await connection.call(connection.blobs.FinishUpload, finish, seconds=_seconds(file.size_bytes))
+    except InvalidArgument:  # what arrived is another file's: it must not be gone on with
+        abort = blobs_pb2.AbortUploadRequest(upload=upload.upload, request_id=file.sha256)
+        await connection.call(connection.blobs.AbortUpload, abort)
+        raise
+
+
+def _seconds(size_bytes: int) -> float:
+    # 1 MB/s is slower than any network this is used on; the floor covers the server's fsync.
+    return 60 + size_bytes / 1e6
+
+
+async def _stream(connection: Connection, method: Any, messages: _Chunks, size_bytes: int) -> None:
+    """Sends messages on the blocking interface without blocking the loop."""
+    call = method.future(messages, timeout=_seconds(size_bytes), metadata=connection.metadata)
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def wake(_: object) -> None:
+        loop.call_soon_threadsafe(ended.set)
+
+    call.add_done_callback(wake)
+    try:
+        await ended.wait()
+    finally:
+        call.cancel()
+    if messages.error is not None:
+        raise messages.error
+    call.result()
+
+
+async def download(
+    connection: Connection, digest: str, to: Path, on_progress: OnProgress | None = None
+) -> LocalFile:
+    """Writes the content of a digest into a file; one broken off before, `to` with `.part`, is gone on with.
+
+    Raises FailedPrecondition when what came has not the digest; then nothing is kept.
+    """
+    stat = await connection.call(connection.blobs.StatBlob, blobs_pb2.StatBlobRequest(digest=digest))
+    partial = to.with_name(f"{to.name}.part")
+
+    async def attempt() -> None:
+        offset = partial.stat().st_size if partial.exists() else 0
+        request = blobs_pb2.DownloadBlobRequest(digest=digest, offset=min(offset, stat.size_bytes))
+        call = connection.blobs.DownloadBlob(request, metadata=connection.metadata)
+        with partial.open("ab") as file:
+            async for part in call:
+                await asyncio.to_thread(file.write, part.chunk)
+                if on_progress is not None:
+                    on_progress(file.tell(), stat.size_bytes)
+
+    try:
+        await connection.repeat(attempt)
+        found = await asyncio.to_thread(_inspect, partial)
+    except OSError as error:
+        raise unreadable(to, error) from None
+    if found.sha256 != digest:
+        partial.unlink(missing_ok=True)
+        raise FailedPrecondition(
+            "DIGEST_MISMATCH",
+            f"what came has the SHA-256 {found.sha256}",
+            field="digest",
+            value=digest,
+            remedy="download it again",
+        )
+    partial.replace(to)
+    return LocalFile(to, found.size_bytes, digest)
+
+
+class _Chunks:
+    """Messages of an upload. gRPC swallows what an iterator of requests raises; `error` keeps it."""
+
+    def __init__(self, messages: Iterator[Any]) -> None:
         self.error: Exception | None = None
-        self._messages = self._read(file, report)
+        self._messages = messages
 
-    def __iter__(self) -> Iterator[blobs_pb2.UploadBlobRequest]:
+    def __iter__(self) -> Iterator[Any]:
         return self
 
-    def __next__(self) -> blobs_pb2.UploadBlobRequest:
+    def __next__(self) -> Any:
         try:
             return next(self._messages)
         except StopIteration:
@@ -120,11 +195,27 @@ class _Chunks:
             self.error = error
             raise
 
-    def _read(self, file: LocalFile, report: Callable[[int], None]) -> Iterator[blobs_pb2.UploadBlobRequest]:
-        yield blobs_pb2.UploadBlobRequest(sha256=file.sha256)
-        sent = 0
-        with file.path.open("rb") as source:
-            while chunk := source.read(CHUNK_BYTES):
-                yield blobs_pb2.UploadBlobRequest(chunk=chunk)
-                sent += len(chunk)
-                report(sent)
+
+def _blob_chunks(file: LocalFile, report: Callable[[int], None]) -> Iterator[blobs_pb2.UploadBlobRequest]:
+    """The digest first, so that a file changed meanwhile is refused."""
+    yield blobs_pb2.UploadBlobRequest(sha256=file.sha256)
+    sent = 0
+    with file.path.open("rb") as source:
+        while chunk := source.read(CHUNK_BYTES):
+            yield blobs_pb2.UploadBlobRequest(chunk=chunk)
+            sent += len(chunk)
+            report(sent)
+
+
+def _part_chunks(
+    file: LocalFile, known: blobs_pb2.Upload, report: Callable[[int], None]
+) -> Iterator[blobs_pb2.UploadPartRequest]:
+    sent = known.size_bytes
+    with file.path.open("rb") as source:
+        source.seek(sent)
+        yield blobs_pb2.UploadPartRequest(upload=known.upload, offset=sent, chunk=source.read(CHUNK_BYTES))
+        while chunk := source.read(CHUNK_BYTES):
+            sent += CHUNK_BYTES
+            report(sent)
+            yield blobs_pb2.UploadPartRequest(chunk=chunk)
+    report(file.size_bytes)

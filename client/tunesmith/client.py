@@ -7,16 +7,22 @@ from types import TracebackType
 from typing import Self
 
 from tunesmith.alerts import Alerts
+from tunesmith.chat import Chat
 from tunesmith.connection import Connection
 from tunesmith.datasets import Datasets
+from tunesmith.evaluations import Evaluations
+from tunesmith.exports import Exports
 from tunesmith.faces import Async, Face, Handle, LoopThread, Sync
 from tunesmith.jobs import Jobs
 from tunesmith.metrics import Metrics
 from tunesmith.models import Models
 from tunesmith.nodes import Fleet, Nodes
 from tunesmith.profile import Profile, resolve
+from tunesmith.prompts import Prompts
 from tunesmith.quotas import Quotas
+from tunesmith.registry import Cards, Lineage, Search
 from tunesmith.runs import Runs
+from tunesmith.versions import Versions
 
 # Long enough for a commit on a busy disk; imports set their own, by size.
 TIMEOUT_SECONDS = 30.0
@@ -28,7 +34,15 @@ class _Client(Handle[Face]):
     _core: Connection
     jobs: Jobs[Face]
     models: Models[Face]
+    versions: Versions[Face]
+    cards: Cards[Face]
+    lineage: Lineage[Face]
+    search: Search[Face]
+    exports: Exports[Face]
     datasets: Datasets[Face]
+    prompts: Prompts[Face]
+    chat: Chat[Face]
+    evaluations: Evaluations[Face]
     metrics: Metrics[Face]
     runs: Runs[Face]
     alerts: Alerts[Face]
@@ -40,7 +54,15 @@ class _Client(Handle[Face]):
         super().__init__(core)
         self.jobs = Jobs(core)
         self.models = Models(core)
+        self.versions = Versions(core)
+        self.cards = Cards(core)
+        self.lineage = Lineage(core)
+        self.search = Search(core)
+        self.exports = Exports(core)
         self.datasets = Datasets(core)
+        self.prompts = Prompts(core)
+        self.chat = Chat(core)
+        self.evaluations = Evaluations(core)
         self.metrics = Metrics(core)
         self.runs = Runs(core)
         self.alerts = Alerts(core)

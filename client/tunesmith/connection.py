@@ -24,8 +24,19 @@ if TYPE_CHECKING:
     from tunesmith.api.metrics.v1.metrics_pb2_grpc import LogServiceAsyncStub, MetricsServiceAsyncStub
     from tunesmith.api.nodes.v1.nodes_pb2_grpc import NodeServiceAsyncStub
     from tunesmith.api.registry.v1.blobs_pb2_grpc import BlobServiceAsyncStub, BlobServiceStub
+    from tunesmith.api.registry.v1.cards_pb2_grpc import CardServiceAsyncStub
+    from tunesmith.api.registry.v1.chat_pb2_grpc import ChatServiceAsyncStub
     from tunesmith.api.registry.v1.datasets_pb2_grpc import DatasetServiceAsyncStub
+    from tunesmith.api.registry.v1.derivations_pb2_grpc import DerivationServiceAsyncStub
+    from tunesmith.api.registry.v1.evaluations_pb2_grpc import EvaluationServiceAsyncStub
+    from tunesmith.api.registry.v1.exports_pb2_grpc import ExportServiceAsyncStub
+    from tunesmith.api.registry.v1.lineage_pb2_grpc import LineageServiceAsyncStub
     from tunesmith.api.registry.v1.models_pb2_grpc import ModelServiceAsyncStub
+    from tunesmith.api.registry.v1.prompts_pb2_grpc import PromptServiceAsyncStub
+    from tunesmith.api.registry.v1.search_pb2_grpc import SearchServiceAsyncStub
+    from tunesmith.api.registry.v1.stages_pb2_grpc import StageServiceAsyncStub
+    from tunesmith.api.registry.v1.statistics_pb2_grpc import StatisticsServiceAsyncStub
+    from tunesmith.api.registry.v1.versions_pb2_grpc import VersionServiceAsyncStub
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -152,11 +163,88 @@ class Connection:
         return ModelServiceStub(self._channel)
 
     @cached_property
+    def evaluations(self) -> EvaluationServiceAsyncStub:
+        """Stub of EvaluationService."""
+        from tunesmith.api.registry.v1.evaluations_pb2_grpc import EvaluationServiceStub
+
+        return EvaluationServiceStub(self._channel)
+
+    @cached_property
+    def chat(self) -> ChatServiceAsyncStub:
+        """Stub of ChatService."""
+        from tunesmith.api.registry.v1.chat_pb2_grpc import ChatServiceStub
+
+        return ChatServiceStub(self._channel)
+
+    @cached_property
     def datasets(self) -> DatasetServiceAsyncStub:
         """Stub of DatasetService."""
         from tunesmith.api.registry.v1.datasets_pb2_grpc import DatasetServiceStub
 
         return DatasetServiceStub(self._channel)
+
+    @cached_property
+    def versions(self) -> VersionServiceAsyncStub:
+        """Stub of VersionService."""
+        from tunesmith.api.registry.v1.versions_pb2_grpc import VersionServiceStub
+
+        return VersionServiceStub(self._channel)
+
+    @cached_property
+    def stages(self) -> StageServiceAsyncStub:
+        """Stub of StageService."""
+        from tunesmith.api.registry.v1.stages_pb2_grpc import StageServiceStub
+
+        return StageServiceStub(self._channel)
+
+    @cached_property
+    def cards(self) -> CardServiceAsyncStub:
+        """Stub of CardService."""
+        from tunesmith.api.registry.v1.cards_pb2_grpc import CardServiceStub
+
+        return CardServiceStub(self._channel)
+
+    @cached_property
+    def lineage(self) -> LineageServiceAsyncStub:
+        """Stub of LineageService."""
+        from tunesmith.api.registry.v1.lineage_pb2_grpc import LineageServiceStub
+
+        return LineageServiceStub(self._channel)
+
+    @cached_property
+    def search(self) -> SearchServiceAsyncStub:
+        """Stub of SearchService."""
+        from tunesmith.api.registry.v1.search_pb2_grpc import SearchServiceStub
+
+        return SearchServiceStub(self._channel)
+
+    @cached_property
+    def exports(self) -> ExportServiceAsyncStub:
+        """Stub of ExportService."""
+        from tunesmith.api.registry.v1.exports_pb2_grpc import ExportServiceStub
+
+        return ExportServiceStub(self._channel)
+
+    @cached_property
+    def prompts(self) -> PromptServiceAsyncStub:
+        """Stub of PromptService."""
+        from tunesmith.api.registry.v1.prompts_pb2_grpc import PromptServiceStub
+
+        return PromptServiceStub(self._channel)
+
+    @cached_property
+    def derivations(self) -> DerivationServiceAsyncStub:
+        """Stub of DerivationService."""
+        from tunesmith.api.registry.v1.derivations_pb2_grpc import DerivationServiceStub
+
+        return DerivationServiceStub(self._channel)
+
+    @cached_property
+    def statistics(self) -> StatisticsServiceAsyncStub:
+        """Stub of StatisticsService."""
+        from tunesmith.api.registry.v1.statistics_pb2_grpc import StatisticsServiceStub
+
+        return StatisticsServiceStub(self._channel)
 
     @cached_property
     def blobs(self) -> BlobServiceAsyncStub:

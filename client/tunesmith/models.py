@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
 from tunesmith import names
@@ -38,7 +38,7 @@ class Models(Handle[Face]):
         anything that could run code, or is no model. `on_progress` hears (bytes done, bytes in all).
         """
         root = Path(folder)
-        paths = await asyncio.to_thread(_files, root)
+        paths = await asyncio.to_thread(folder_files, root)
         files = [await inspect(path) for path in paths]
         await upload(self._core, files, on_progress)
         request = models_pb2.ImportBaseModelRequest(
@@ -67,6 +67,47 @@ class Models(Handle[Face]):
         async for page in self._core.pages(self._core.models.ListBaseModels, request):
             for base in page.base_models:
                 yield base
+
+    @both
+    async def base(
+        self, name: str, *, batch_size: int = 0, max_length: int = 0
+    ) -> models_pb2.GetBaseModelResponse:
+        """Returns one base model, with the memory it needs at a batch size and row length."""
+        request = models_pb2.GetBaseModelRequest(
+            name=names.resource(self._core.project, "baseModels", name),
+            batch_size=batch_size,
+            max_length=max_length,
+        )
+        return await self._core.call(self._core.models.GetBaseModel, request)
+
+    @both
+    async def update_base(
+        self,
+        name: str,
+        *,
+        license: str | None = None,
+        tags: Sequence[str] = (),
+        languages: Sequence[str] = (),
+        tasks: Sequence[str] = (),
+    ) -> models_pb2.BaseModel:
+        """Changes what people say of a base model; its files never change."""
+        request = models_pb2.UpdateBaseModelRequest(
+            name=names.resource(self._core.project, "baseModels", name),
+            license=license,
+            tags=tags,
+            languages=languages,
+            tasks=tasks,
+            request_id=new_request_id(),
+        )
+        return (await self._core.call(self._core.models.UpdateBaseModel, request)).base_model
+
+    @both
+    async def delete_base(self, name: str) -> None:
+        """Deletes a base model. Raises FailedPrecondition while a version was made from it."""
+        request = models_pb2.DeleteBaseModelRequest(
+            name=names.resource(self._core.project, "baseModels", name), request_id=new_request_id()
+        )
+        await self._core.call(self._core.models.DeleteBaseModel, request)
 
     @both
     async def get(self, name: str) -> models_pb2.Model:
@@ -121,7 +162,7 @@ class Models(Handle[Face]):
         return (await self._core.call(self._core.models.SetModelVersionStage, request)).version
 
 
-def _files(root: Path) -> list[Path]:
+def folder_files(root: Path) -> list[Path]:
     """Returns the files of a model folder, sorted.
 
     Left out is what begins with a dot (.git, .cache), and a manifest: the registry makes its own.

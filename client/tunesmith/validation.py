@@ -41,7 +41,8 @@ def _walk(message: Message, prefix: str, partial: bool = False) -> Iterator[Viol
         value = getattr(message, field.name)
         limits = limits_of(field)
         if field.name not in present:
-            if limits is not None and limits.required and not partial:
+            lifted = partial or (limits is not None and not present.isdisjoint(limits.unless))
+            if limits is not None and limits.required and not lifted:
                 yield Violation(path, "", "is required", limits.remedy)
             continue
         if limits is not None:

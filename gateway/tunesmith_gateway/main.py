@@ -7,7 +7,22 @@ from dataclasses import dataclass
 
 from tunesmith.api.gateway.v1 import fleet_pb2, fleet_pb2_grpc
 from tunesmith.api.metrics.v1 import alerts_pb2, metrics_pb2
-from tunesmith.api.registry.v1 import blobs_pb2, datasets_pb2, models_pb2
+from tunesmith.api.registry.v1 import (
+    blobs_pb2,
+    cards_pb2,
+    chat_pb2,
+    datasets_pb2,
+    derivations_pb2,
+    evaluations_pb2,
+    exports_pb2,
+    lineage_pb2,
+    models_pb2,
+    prompts_pb2,
+    search_pb2,
+    stages_pb2,
+    statistics_pb2,
+    versions_pb2,
+)
 from tunesmith.errors import InvalidArgument
 from tunesmith_gateway import app, live
 from tunesmith_gateway.auth import Tokens, authenticator
@@ -28,7 +43,24 @@ _FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name
 SERVICES = (*SERVED_BY, _FLEET)
 _TOKEN_ROLES = ("admin", "node", "viewer", "developer")
 # Imported so that their rpcs are known.
-CONTRACTS = (alerts_pb2, metrics_pb2, blobs_pb2, datasets_pb2, models_pb2)
+CONTRACTS = (
+    alerts_pb2,
+    metrics_pb2,
+    blobs_pb2,
+    chat_pb2,
+    datasets_pb2,
+    derivations_pb2,
+    prompts_pb2,
+    statistics_pb2,
+    evaluations_pb2,
+    models_pb2,
+    cards_pb2,
+    exports_pb2,
+    lineage_pb2,
+    search_pb2,
+    stages_pb2,
+    versions_pb2,
+)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ place only.
 """
 
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from urllib.parse import quote
 
 import grpc
 from google.protobuf.message import Message
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -27,6 +29,9 @@ from tunesmith_kit.telemetry import METRICS, Telemetry, current_traceparent
 log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 8 * 1024 * 1024
 _CHUNK = 512 * 1024
+_UPLOAD = re.compile(r"uploads/([a-z0-9]{26})")
+_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\*|\d+)")
+_FROM = re.compile(r"bytes=(\d{1,18})-")
 _LONGEST_SECONDS = 60.0
 
 
@@ -94,11 +99,13 @@ class Rest:
         metadata = self._metadata(request)
         if path == "blobs" and request.method == "POST":
             return await self._upload(request, metadata)
+        if request.method == "PUT" and (upload := _UPLOAD.fullmatch(path)):
+            return await self._part(request, upload[1], metadata)
         found, captured = transcode.match(self._routes, request.method, path)
         body = await _body(request)
         message = transcode.request_of(found, captured, request.query_params.multi_items(), body)
         if transcode.is_file(found):
-            return await self._file(found, message, metadata)
+            return await self._file(found, message, metadata, request.headers)
         if found.server_streaming:
             return await self._events(found, message, request, metadata)
         call = self._channel.unary_unary(found.path, _serialize, found.response.FromString)
@@ -121,6 +128,22 @@ class Rest:
                     yield blobs_pb2.UploadBlobRequest(chunk=data[at : at + _CHUNK])
 
         answer = await self._blobs.UploadBlob(chunks(), metadata=metadata)
+        return Response(transcode.to_json(answer), media_type="application/json")
+
+    async def _part(self, request: Request, upload: str, metadata: tuple[tuple[str, str], ...]) -> Response:
+        """Appends the body to an upload; what arrived stays when the connection breaks."""
+        offset = _offset(request)
+
+        async def parts() -> AsyncIterator[blobs_pb2.UploadPartRequest]:
+            yield blobs_pb2.UploadPartRequest(upload=upload, offset=offset)
+            try:
+                async for data in request.stream():
+                    for at in range(0, len(data), _CHUNK):
+                        yield blobs_pb2.UploadPartRequest(chunk=data[at : at + _CHUNK])
+            except ClientDisconnect:
+                return  # the end of what arrived
+
+        answer = await self._blobs.UploadPart(parts(), metadata=metadata)
         return Response(transcode.to_json(answer), media_type="application/json")
 
     async def _events(
@@ -153,7 +176,10 @@ class Rest:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 
-    async def _file(self, found: access.Rpc, message: Any, metadata: tuple[tuple[str, str], ...]) -> Response:
+    async def _file(
+        self, found: access.Rpc, message: Any, metadata: tuple[tuple[str, str], ...], asked: Headers
+    ) -> Response:
+        begin = _resume(message, asked)
         call = self._channel.unary_stream(found.path, _serialize, found.response.FromString)
         stream = call(message, metadata=metadata)
         first: Any = await stream.read()  # a refusal is an answer with its status
@@ -174,7 +200,14 @@ class Rest:
             "x-content-type-options": "nosniff",
             "content-disposition": f"attachment; filename*=UTF-8''{name}",
         }
-        return StreamingResponse(parts(), media_type=first.content_type or None, headers=headers)
+        total = getattr(first, "total_bytes", 0)
+        if total:  # of these the end is known, so a download can go on
+            headers |= {"accept-ranges": "bytes", "etag": f'"{first.etag}"'}
+            headers["content-length"] = str(total - message.offset)
+        if begin:
+            headers["content-range"] = f"bytes {message.offset}-{total - 1}/{total}"
+        media_type = first.content_type or None
+        return StreamingResponse(parts(), 206 if begin else 200, headers, media_type)
 
 
 async def _body(request: Request) -> bytes:
@@ -187,6 +220,30 @@ async def _body(request: Request) -> bytes:
                 remedy="upload files with POST /api/v1/blobs, which streams",
             )  # fmt: skip
     return data
+
+
+def _resume(message: Any, asked: Headers) -> bool:
+    """Takes `Range: bytes=FIRST-` into a request that can begin anywhere; other ranges count as none, which
+    HTTP allows. With `If-Range` another archive than before is an error, not a file of two halves."""
+    found = _FROM.fullmatch(asked.get("range", ""))
+    if found is None or "offset" not in message.DESCRIPTOR.fields_by_name:
+        return False
+    message.offset = int(found[1])
+    message.etag = asked.get("if-range", "").strip('"')
+    return True
+
+
+def _offset(request: Request) -> int:
+    """Where the part begins: of `Content-Range: bytes FIRST-LAST/*`, else of the parameter `offset`."""
+    given = request.headers.get("content-range", "")
+    found = _RANGE.fullmatch(given) if given else None
+    text = found[1] if found else request.query_params.get("offset", "" if given else "0")
+    if not text.isascii() or not text.isdecimal() or len(text) > 18:
+        raise InvalidArgument(
+            "FIELD_INVALID", "it is not said where the part begins", field="Content-Range",
+            value=given or text, remedy="send Content-Range: bytes FIRST-LAST/*, or ?offset=FIRST",
+        )  # fmt: skip
+    return int(text)
 
 
 def _serialize(message: Message) -> bytes:

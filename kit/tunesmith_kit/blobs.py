@@ -12,10 +12,12 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -23,6 +25,8 @@ from tunesmith.errors import FailedPrecondition, InvalidArgument, NotFound, Reso
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1024 * 1024
+# Half of the shortest grace a garbage collection gives.
+_FRESH_SECONDS = 1800.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -174,6 +178,40 @@ class BlobStore(ABC):
     def scratch(self) -> Path:
         """A name for a temporary file that `adopt` can take over cheaply."""
 
+    @abstractmethod
+    def partials(self) -> Path:
+        """The folder of content that arrives in parts (uploads.py)."""
+
+    def sweep(self, before: float) -> int:
+        """Deletes temporary files not written to since `before` (seconds of the epoch): their writers died.
+
+        Returns how many there were.
+        """
+        count = 0
+        for path in self._left_over():
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < before:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    count += 1
+        return count
+
+    @abstractmethod
+    def _left_over(self) -> list[Path]:
+        """Temporary files and folders, those in use among them."""
+
+    @abstractmethod
+    def stored(self) -> Iterator[tuple[Blob, datetime]]:
+        """Everything stored, with when it was put or renewed, in any order."""
+
+    @abstractmethod
+    def renew(self, digest: str) -> bool:
+        """Makes stored content young again, so that no garbage collection takes it from whoever relies on it
+        next. False when it is not stored, or so old and the store so simple that it must be put anew."""
+
+    @abstractmethod
+    def remove(self, digest: str, before: datetime) -> bool:
+        """Deletes content that was not put or renewed since `before`; False when it was, or is gone."""
+
     def exists(self, digest: str) -> bool:
         """Whether the content is stored."""
         return self.stat(digest) is not None
@@ -185,7 +223,7 @@ class BlobStore(ABC):
     def put_bytes(self, data: bytes) -> Blob:
         """Stores bytes."""
         blob = Blob(hashlib.sha256(data).hexdigest(), len(data))
-        if not self.exists(blob.digest):
+        if not self.renew(blob.digest):
             writer = self.writer()
             try:
                 writer.write(data)
@@ -198,7 +236,7 @@ class BlobStore(ABC):
     def put_file(self, path: Path) -> Blob:
         """Stores a copy of a file; known content is only hashed."""
         blob = sha256_file(path)
-        if self.exists(blob.digest):
+        if self.renew(blob.digest):
             return blob
         writer = self.writer()
         try:
@@ -267,6 +305,39 @@ class FolderStore(BlobStore):
         except FileNotFoundError:
             return None
 
+    def stored(self) -> Iterator[tuple[Blob, datetime]]:
+        for folder in sorted((self._root / "sha256").glob("[0-9a-f][0-9a-f]")):
+            for path in folder.iterdir():
+                with suppress(FileNotFoundError):
+                    found = path.stat()
+                    if _DIGEST.fullmatch(path.name):
+                        changed = datetime.fromtimestamp(found.st_mtime, UTC)
+                        yield Blob(path.name, found.st_size), changed
+
+    def renew(self, digest: str) -> bool:
+        path = self.path(digest)
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+        except PermissionError:  # another user's, on a shared store: read only, so putting it anew tells
+            return path.stat().st_mtime > time.time() - _FRESH_SECONDS
+        return True
+
+    def remove(self, digest: str, before: datetime) -> bool:
+        path = self.path(digest)
+        # Out of sight first: whoever renews it from now on is told that it is not there, and puts it anew.
+        hidden = self.scratch()
+        try:
+            path.rename(hidden)
+        except FileNotFoundError:
+            return False
+        if hidden.stat().st_mtime >= before.timestamp():
+            hidden.replace(path)
+            return False
+        hidden.unlink()
+        return True
+
     def read(self, digest: str) -> BinaryIO:
         try:
             with disk(self._root):
@@ -276,6 +347,15 @@ class FolderStore(BlobStore):
 
     def scratch(self) -> Path:
         return self._root / "tmp" / secrets.token_hex(12)
+
+    def partials(self) -> Path:
+        folder = self._root / "uploads"
+        with disk(folder):
+            folder.mkdir(exist_ok=True)
+        return folder
+
+    def _left_over(self) -> list[Path]:
+        return list((self._root / "tmp").iterdir())
 
     def adopt(self, path: Path, blob: Blob) -> None:
         target = self.path(blob.digest)
@@ -318,6 +398,35 @@ class RemoteStore(BlobStore):
             return None
         return Blob(digest, int(info["size"]))
 
+    def stored(self) -> Iterator[tuple[Blob, datetime]]:
+        with disk(self._root):
+            found = self._fs.find(f"{self._root}/sha256", detail=True)
+        for key, info in found.items():
+            name = str(key).rpartition("/")[2]
+            if _DIGEST.fullmatch(name):
+                yield Blob(name, int(info["size"])), _changed(info)
+
+    def renew(self, digest: str) -> bool:
+        # An object's time cannot be set: what is old is put once more, which is what makes it young.
+        try:
+            with disk(self._root):
+                self._fs.invalidate_cache()
+                changed = _changed(self._fs.info(self._key(digest)))
+        except FileNotFoundError:
+            return False
+        return changed.timestamp() > time.time() - _FRESH_SECONDS
+
+    def remove(self, digest: str, before: datetime) -> bool:
+        try:
+            with disk(self._root):
+                self._fs.invalidate_cache()
+                if _changed(self._fs.info(self._key(digest))) >= before:
+                    return False
+                self._fs.rm_file(self._key(digest))
+        except FileNotFoundError:
+            return False
+        return True
+
     def read(self, digest: str) -> BinaryIO:
         try:
             with disk(self._root):
@@ -328,6 +437,16 @@ class RemoteStore(BlobStore):
     def scratch(self) -> Path:
         return Path(tempfile.gettempdir()) / f"tunesmith-blob-{secrets.token_hex(12)}"
 
+    def partials(self) -> Path:
+        # Of this process's machine: with several replicas and S3, an upload is taken up where it was begun.
+        folder = Path(tempfile.gettempdir()) / "tunesmith-uploads"
+        with disk(folder):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
+
+    def _left_over(self) -> list[Path]:
+        return list(Path(tempfile.gettempdir()).glob("tunesmith-blob-*"))
+
     def adopt(self, path: Path, blob: Blob) -> None:
         # An object appears whole at the end of its upload, so no rename is needed.
         with disk(self._root):
@@ -337,6 +456,14 @@ class RemoteStore(BlobStore):
 
     def fetch(self, digest: str, to: Path) -> None:
         _copy_checked(self.read(digest), digest, to)
+
+
+def _changed(info: dict[str, Any]) -> datetime:
+    """When an object was put, by what the store says of it; a store that does not say has young ones only."""
+    found = info.get("LastModified") or info.get("mtime") or info.get("created")
+    if isinstance(found, datetime):
+        return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return datetime.fromtimestamp(found, UTC) if isinstance(found, int | float) else datetime.now(UTC)
 
 
 def _copy_checked(source: BinaryIO, digest: str, to: Path) -> None:

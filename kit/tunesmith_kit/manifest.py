@@ -17,7 +17,7 @@ from tunesmith.errors import FailedPrecondition, InvalidArgument
 from tunesmith_kit.blobs import BlobStore, check_digest, disk, remove_tree, sha256_file, sync_folder
 
 MANIFEST = "manifest.json"
-KINDS = ("dataset", "base_model", "checkpoint", "model")
+KINDS = ("dataset", "base_model", "checkpoint", "model", "prompt", "evaluation")
 _MAX_FILES = 10_000
 _MAX_BYTES = 8 * 1024 * 1024
 _PART = re.compile(r"[^/\\\x00-\x1f]{1,255}")

@@ -8,6 +8,7 @@
     tunesmith.v1.fleet.node.{node}.hb                   heartbeats, not stored
     tunesmith.v1.fleet.node.{node}.met.{epoch}.{rank}   a node's own series, stream METRICS
     tunesmith.v1.{project}.job.{job}.viewed             somebody watches a job's curves, not stored
+    tunesmith.v1.fleet.node.{node}.chat.{part}        answers of models: status, task, hold; not stored
     tunesmith.v1.cmd.node.{node}.{verb}                 commands, stream CMD
     tunesmith.v1.dead.{stream}                          messages no consumer could use, stream DEAD
 
@@ -22,7 +23,7 @@ from tunesmith.errors import InvalidArgument
 ROOT = "tunesmith.v1"
 FLEET = "fleet"
 NODE_RANK = 65535  # stands for the node itself among the ranks
-ENTITIES = ("job", "model", "dataset", "node", "sweep", "evaluation", "audit")
+ENTITIES = ("job", "model", "dataset", "node", "sweep", "evaluation", "audit", "prompt")
 
 _TOKEN = re.compile(r"[a-z0-9_-]{1,128}")
 
@@ -94,6 +95,31 @@ def node_watermark(node: str, epoch: int) -> str:
 def viewed(project: str, job_id: str) -> str:
     """Where those who show a job's curves say so (core): its agents send at shorter intervals then."""
     return f"{ROOT}.{token(project, 'project')}.job.{token(job_id, 'job')}.viewed"
+
+
+def chat_status(node: str) -> str:
+    """Where a node tells what it could answer (core, not stored)."""
+    return f"{ROOT}.{FLEET}.node.{token(node, 'node')}.chat.status"
+
+
+def chat_task(node: str) -> str:
+    """Where a node takes conversations to answer (core, not stored)."""
+    return f"{ROOT}.{FLEET}.node.{token(node, 'node')}.chat.task"
+
+
+def chat_hold(node: str) -> str:
+    """Where a node hears which answers are still waited for (core, not stored)."""
+    return f"{ROOT}.{FLEET}.node.{token(node, 'node')}.chat.hold"
+
+
+def any_chat_status() -> str:
+    """Filter for what all nodes could answer."""
+    return f"{ROOT}.{FLEET}.node.*.chat.status"
+
+
+def chat_call() -> str:
+    """Where somebody asks all nodes to tell at once what they could answer (core, not stored)."""
+    return f"{ROOT}.{FLEET}.chat.call"
 
 
 def dead(stream: str) -> str:

@@ -1,6 +1,6 @@
 """The command that starts an attempt: everything its node has to know."""
 
-from tunesmith.api.jobs.v1 import jobs_pb2
+from tunesmith.api.jobs.v1 import jobs_pb2, spec_pb2
 from tunesmith.api.nodes.v1 import events_pb2 as node_events_pb2
 from tunesmith_jobs.change import JobChange
 from tunesmith_jobs.tables import AttemptRow
@@ -15,11 +15,16 @@ def assign(change: JobChange, attempt: AttemptRow) -> None:
 def assignment(job: jobs_pb2.Job, attempt: AttemptRow, node: str) -> node_events_pb2.NodeCommand:
     """Returns the command to start a node's part of `attempt`, from the job's newest checkpoint."""
     nodes = list(attempt.gpus)
+    spec = spec_pb2.JobSpec()
+    spec.CopyFrom(job.spec)
+    # An evaluation or export may leave it to its targets.
+    spec.base_model = spec.base_model or job.base_model.name.rpartition("/")[2]
     assign = node_events_pb2.AssignAttempt(
-        spec=job.spec,
+        spec=spec,
         spec_digest=job.spec_digest,
         base_model_digest=job.base_model.digest,
         dataset_digest=job.dataset.digest,
+        prompt_template_digest=job.prompt_template.digest,
         checkpoint_digest=job.checkpoint.digest,
         checkpoint_step=job.checkpoint.step,
         gpus=attempt.gpus[node],
@@ -31,5 +36,6 @@ def assignment(job: jobs_pb2.Job, attempt: AttemptRow, node: str) -> node_events
         nodes=nodes,
         node_rank=nodes.index(node),
         rendezvous=attempt.rendezvous,
+        targets=job.targets,
     )
     return node_events_pb2.NodeCommand(assign=assign)

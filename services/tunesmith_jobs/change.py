@@ -29,7 +29,11 @@ class JobChange:
         self._events: list[tuple[str, events_pb2.JobEvent]] = []
 
     def move(
-        self, outcome: machine.Outcome, failure: state_pb2.Failure | None = None, version: str = ""
+        self,
+        outcome: machine.Outcome,
+        failure: state_pb2.Failure | None = None,
+        version: str = "",
+        evaluation: str = "",
     ) -> None:
         """Takes the job to another state and says so."""
         old, new = self.job.state, outcome.state
@@ -47,7 +51,11 @@ class JobChange:
             self.job.end_time.FromDatetime(self.now)
             self._count_end(new)
         changed = events_pb2.JobStateChanged(
-            from_state=old, to_state=new, reason=outcome.reason, model_version=version
+            from_state=old,
+            to_state=new,
+            reason=outcome.reason,
+            model_version=version,
+            evaluation=evaluation,
         )
         if failure is not None:
             changed.failure.CopyFrom(failure)

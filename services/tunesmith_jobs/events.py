@@ -14,7 +14,21 @@ from tunesmith_kit.clock import Clock
 from tunesmith_kit.db import Database
 
 log = logging.getLogger(__name__)
-HEARD = ("inputs_validated", "inputs_rejected", "version_registered", "version_rejected")
+HEARD = (
+    "inputs_validated",
+    "inputs_rejected",
+    "version_registered",
+    "version_rejected",
+    "evaluation_completed",
+)
+
+
+_ABOUT_A_JOB = (
+    "job_inputs_rejected",
+    "model_version_registered",
+    "model_version_rejected",
+    "evaluation_completed",
+)
 
 
 class RegistryAnswers:
@@ -28,7 +42,7 @@ class RegistryAnswers:
         kind = event.WhichOneof("event")
         if kind == "job_inputs_validated":
             job = event.job_inputs_validated.job
-        elif kind in ("job_inputs_rejected", "model_version_registered", "model_version_rejected"):
+        elif kind in _ABOUT_A_JOB:
             job = getattr(event, kind).job
         else:
             return
@@ -54,7 +68,12 @@ def _take_inputs(change: JobChange, event: events_pb2.RegistryEvent) -> None:
     if event.HasField("job_inputs_validated"):
         good = event.job_inputs_validated
         change.job.base_model.name, change.job.base_model.digest = good.base_model, good.base_model_digest
+        change.job.ClearField("targets")
+        change.job.targets.extend(good.targets)
         change.job.dataset.name, change.job.dataset.digest = good.dataset_version, good.dataset_digest
+        if good.prompt_template_digest:
+            template = change.job.prompt_template
+            template.name, template.digest = good.prompt_template, good.prompt_template_digest
         change.move(machine.after_inputs(valid=True, desired=change.job.desired))
         return
     errors = event.job_inputs_rejected.errors
@@ -71,6 +90,10 @@ def _take_output(change: JobChange, event: events_pb2.RegistryEvent) -> None:
     if event.HasField("model_version_registered"):
         change.job.model_version = event.model_version_registered.version.name
         change.move(machine.after_output(verified=True), version=change.job.model_version)
+        return
+    if event.HasField("evaluation_completed"):
+        change.job.evaluation = event.evaluation_completed.evaluation.name
+        change.move(machine.after_output(verified=True), evaluation=change.job.evaluation)
         return
     error = event.model_version_rejected.error
     failure = state_pb2.Failure(

@@ -83,6 +83,8 @@ def ask(change: JobChange, attempt: AttemptRow) -> None:
     command.prepare.base_model_digest = job.base_model.digest
     command.prepare.dataset_digest = job.dataset.digest
     command.prepare.checkpoint_digest = job.checkpoint.digest
+    command.prepare.prompt_template_digest = job.prompt_template.digest
+    command.prepare.targets.extend(job.targets)
     change.command(attempt, "prepare", command, job.move.node)
 
 

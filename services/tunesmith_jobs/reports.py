@@ -10,7 +10,7 @@ from sqlmodel import col
 from tunesmith.api.jobs.v1 import events_pb2, state_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
 from tunesmith.errors import FailedPrecondition
-from tunesmith_jobs import checkpoints, machine, moves
+from tunesmith_jobs import checkpoints, machine, moves, tasks
 from tunesmith_jobs.change import JobChange, save_attempt
 from tunesmith_jobs.ending import end_attempt, not_identical
 from tunesmith_jobs.store import find
@@ -228,6 +228,12 @@ def _announce_output(change: JobChange, output_digest: str) -> None:
         base_model=job.base_model.name,
         dataset_version=job.dataset.name,
     )
+    if not tasks.trains(job.spec):
+        ready.targets.extend(job.targets)
+        if job.spec.HasField("evaluation"):
+            ready.evaluation.CopyFrom(job.spec.evaluation)
+        change.say("output_ready", ready)
+        return
     ready.final_metrics.update({"train/loss": job.progress.loss, "first_loss": job.progress.first_loss})
     if job.progress.HasField("eval_loss"):
         ready.final_metrics["eval/loss"] = job.progress.eval_loss

@@ -7,6 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from tunesmith.api.jobs.v1 import spec_pb2 as spec
 from tunesmith.errors import InvalidArgument
+from tunesmith_jobs import tasks
 
 DEFAULT_MAX_INFRA_RETRIES = 10
 DEFAULT_UNREACHABLE_GRACE_SECONDS = 10
@@ -22,8 +23,17 @@ def complete(asked: spec.JobSpec) -> spec.JobSpec:
     Raises:
         InvalidArgument: fields contradict each other.
     """
+    full = _filled(asked)
+    if not tasks.trains(full):
+        plain = _filled(spec.JobSpec(evaluation=full.evaluation if full.HasField("evaluation") else None))
+        tasks.check_unused(asked, full, plain)
+    return full
+
+
+def _filled(asked: spec.JobSpec) -> spec.JobSpec:
     full = spec.JobSpec()
     full.CopyFrom(asked)
+    tasks.complete(full)
     full.experiment = full.experiment or "job"
     full.method = full.method or spec.METHOD_SFT
     full.output.model = full.output.model or full.experiment

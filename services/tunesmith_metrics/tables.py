@@ -17,7 +17,7 @@ from sqlalchemy import (
 from tunesmith_kit.db import revision_table
 
 METADATA = MetaData()
-# A job's id, or `node.` and the name of a node. SQLite holds no text to a length: its tables stay as they were.
+# A job's id, or `node.` and a node's name. SQLite holds no text to a length: its tables stay as they were.
 _JOB_ID = String(72).with_variant(String(64), "sqlite")
 REVISION = revision_table(METADATA)
 

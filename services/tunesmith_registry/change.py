@@ -10,6 +10,7 @@ from tunesmith.api.registry.v1 import events_pb2
 from tunesmith_kit import outbox
 from tunesmith_kit.db import next_revision
 from tunesmith_kit.ids import new_ulid
+from tunesmith_registry import ledger
 from tunesmith_registry.tables import OUTBOX, REVISION
 
 
@@ -31,8 +32,9 @@ def say(
     *,
     resource: str,
     epoch: int = 0,
-) -> None:
-    """Puts an event into the outbox; `kind` names the field of the envelope's oneof."""
+) -> int:
+    """Puts an event into the outbox and its receipt into the ledger; returns its revision. `kind` names the
+    field of the envelope's oneof."""
     revision = next_revision(session, REVISION)
     envelope = events_pb2.RegistryEvent(
         event_id=new_ulid(),
@@ -48,3 +50,5 @@ def say(
         envelope.event_id, subject, envelope, resource, revision, caller.now, caller.traceparent
     )
     outbox.add(session, OUTBOX, outgoing)
+    ledger.append(session, kind, envelope)
+    return revision

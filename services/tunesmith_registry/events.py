@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 
 from tunesmith.api.common.v1 import common_pb2
 from tunesmith.api.jobs.v1 import events_pb2 as jobs_events_pb2
-from tunesmith.api.registry.v1 import events_pb2
+from tunesmith.api.jobs.v1 import spec_pb2
+from tunesmith.api.registry.v1 import evaluations_pb2, events_pb2
 from tunesmith.errors import FailedPrecondition, InvalidArgument, NotFound, TunesmithError
 from tunesmith_kit import manifest, names, subjects
 from tunesmith_kit.blobs import BlobStore
@@ -25,6 +26,11 @@ from tunesmith_kit.streams import EVENTS
 from tunesmith_kit.telemetry import METRICS, Telemetry
 from tunesmith_registry import models, store, versions
 from tunesmith_registry.change import Caller, say
+from tunesmith_registry.data import prompts
+from tunesmith_registry.evaluations import inputs, outputs
+from tunesmith_registry.evaluations import store as evaluations
+from tunesmith_registry.evaluations.inputs import Pinned
+from tunesmith_registry.governance import records
 from tunesmith_registry.tables import ANSWERED
 
 log = logging.getLogger(__name__)
@@ -58,7 +64,10 @@ class JobEvents:
         kind = event.WhichOneof("event")
         if kind == "created":
             damage = await asyncio.to_thread(_checkpoint_error, self._blobs, event.created)
-            await self._db.write(lambda session: self._check_inputs(session, project, job_id, event, damage))
+            pinned = await inputs.pin(self._db, self._blobs, project, event.created.spec)
+            await self._db.write(
+                lambda session: self._check_inputs(session, project, job_id, event, damage, pinned)
+            )
         elif kind == "output_ready":
             await self._take_output(project, job_id, event)
         elif kind in _CHECKPOINTS:
@@ -74,29 +83,45 @@ class JobEvents:
         job_id: str,
         event: jobs_events_pb2.JobEvent,
         damage: TunesmithError | None,
+        pinned: Pinned | None,
     ) -> None:
         if not self._note(session, event):
             return
         spec = event.created.spec
         errors = [detail(damage, "forked_from")] if damage is not None else []
         good = events_pb2.JobInputsValidated(job=event.job)
-        try:
-            base = store.base_model(session, project, spec.base_model)
-            good.base_model, good.base_model_digest = base.name, base.digest
-            if event.created.HasField("forked_from") and damage is None:
-                _check_base(self._blobs, event.created.forked_from, base.digest)
-        except (NotFound, FailedPrecondition) as error:
-            errors.append(detail(error, "spec.base_model"))
-        try:
-            data = store.resolve_dataset(session, project, spec.dataset)
-            good.dataset_version, good.dataset_digest, good.num_rows = data.name, data.digest, data.num_rows
-        except NotFound as error:
-            errors.append(detail(error, "spec.dataset"))
+        if pinned is not None:
+            errors += [detail(error, where) for where, error in pinned.errors]
+            good.MergeFrom(pinned.validated())
+        else:
+            errors += self._check_base(session, project, event, good, forkable=damage is None)
+        if not spec.HasField("export"):
+            errors += _check_data(session, project, spec, good)
         if errors:
             bad = events_pb2.JobInputsRejected(job=event.job, errors=errors)
             self._answer(session, project, job_id, event, "inputs_rejected", "job_inputs_rejected", bad)
         else:
+            records.note(session, self._caller(event), project, job_id, event, good)
             self._answer(session, project, job_id, event, "inputs_validated", "job_inputs_validated", good)
+
+    def _check_base(
+        self,
+        session: Session,
+        project: str,
+        event: jobs_events_pb2.JobEvent,
+        good: events_pb2.JobInputsValidated,
+        *,
+        forkable: bool,
+    ) -> list[common_pb2.ErrorDetail]:
+        """Pins the base model of a job that trains; returns what is wrong."""
+        try:
+            base = store.base_model(session, project, event.created.spec.base_model)
+            good.base_model, good.base_model_digest = base.name, base.digest
+            if event.created.HasField("forked_from") and forkable:
+                _check_origin(self._blobs, event.created.forked_from, base.digest)
+        except (NotFound, FailedPrecondition) as error:
+            return [detail(error, "spec.base_model")]
+        return []
 
     async def _take_output(self, project: str, job_id: str, event: jobs_events_pb2.JobEvent) -> None:
         digest = event.output_ready.manifest_digest
@@ -104,6 +129,9 @@ class JobEvents:
             "verify_output", parent=event.traceparent, kind="consumer", attributes={"digest": digest}
         ):
             try:
+                if event.output_ready.HasField("evaluation"):
+                    await self._take_evaluation(project, job_id, event)
+                    return
                 artifact = await asyncio.to_thread(_verified, self._blobs, digest)
             except (FailedPrecondition, NotFound, InvalidArgument) as error:
                 log.warning("output refused", extra={"job": event.job, "reason": error.reason})
@@ -114,6 +142,34 @@ class JobEvents:
                 lambda session: self._register(session, project, job_id, event, artifact)
             ):
                 METRICS.model_versions.inc()
+
+    async def _take_evaluation(self, project: str, job_id: str, event: jobs_events_pb2.JobEvent) -> None:
+        """Verifies and scores what an evaluation left; the job ends as the answer says."""
+        ready = event.output_ready
+
+        def judge() -> tuple[evaluations_pb2.Evaluation, str]:
+            artifact = manifest.verify(self._blobs, ready.manifest_digest)
+            made = outputs.judge(self._blobs, artifact, event.job, ready)
+            return made, artifact.properties.get("base_model_digest", "")
+
+        made, base_digest = await asyncio.to_thread(judge)
+        await self._db.write(lambda session: self._enter(session, project, job_id, event, made, base_digest))
+
+    def _enter(
+        self,
+        session: Session,
+        project: str,
+        job_id: str,
+        event: jobs_events_pb2.JobEvent,
+        made: evaluations_pb2.Evaluation,
+        base_digest: str,
+    ) -> None:
+        if not self._note(session, event):
+            return
+        entered = evaluations.enter(session, self._caller(event), project, made, base_digest)
+        done = events_pb2.EvaluationCompleted(job=event.job, evaluation=entered)
+        done.evaluation.ClearField("manifest")
+        self._answer(session, project, job_id, event, "evaluation_completed", "evaluation_completed", done)
 
     def _reject(
         self,
@@ -147,7 +203,8 @@ class JobEvents:
             job=event.job,
             base_model=ready.base_model,
             dataset_version=ready.dataset_version,
-            metrics=ready.final_metrics,
+            metrics=outputs.metrics_of(artifact) if ready.targets else ready.final_metrics,
+            said=records.inputs_of(session, project, job_id, [target.name for target in ready.targets]),
         )
         good = events_pb2.ModelVersionRegistered(job=event.job, version=made)
         self._answer(session, project, job_id, event, "version_registered", "model_version_registered", good)
@@ -199,6 +256,27 @@ def _verified(blobs: BlobStore, digest: str) -> Manifest:
     return artifact
 
 
+def _check_data(
+    session: Session, project: str, spec: spec_pb2.JobSpec, good: events_pb2.JobInputsValidated
+) -> list[common_pb2.ErrorDetail]:
+    """Pins the dataset version and the prompt template; returns what is wrong."""
+    try:
+        data = store.resolve_dataset(session, project, spec.dataset)
+    except NotFound as error:
+        return [detail(error, "spec.dataset")]
+    good.dataset_version, good.dataset_digest, good.num_rows = data.name, data.digest, data.num_rows
+    trains = not spec.HasField("evaluation")
+    if not trains and not spec.prompt_template:
+        return []
+    try:
+        template = prompts.check_inputs(session, project, spec.prompt_template, data, trains)
+    except (NotFound, FailedPrecondition, InvalidArgument) as error:
+        return [detail(error, "spec.prompt_template")]
+    if template is not None:
+        good.prompt_template, good.prompt_template_digest = template.name, template.digest
+    return []
+
+
 def _checkpoint_error(blobs: BlobStore, created: jobs_events_pb2.JobCreated) -> FailedPrecondition | None:
     """Hashes every file of the checkpoint that a fork begins from; returns what is wrong with it."""
     if not created.HasField("forked_from"):
@@ -219,7 +297,7 @@ def _checkpoint_error(blobs: BlobStore, created: jobs_events_pb2.JobCreated) -> 
     )
 
 
-def _check_base(blobs: BlobStore, origin: jobs_events_pb2.ForkOrigin, digest: str) -> None:
+def _check_origin(blobs: BlobStore, origin: jobs_events_pb2.ForkOrigin, digest: str) -> None:
     """Refuses a checkpoint whose weights were trained on another base model than the one of that name now."""
     trained_on = manifest.read(blobs, origin.digest).properties.get("base_model_digest", "")
     if trained_on and trained_on != digest:

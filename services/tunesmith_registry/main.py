@@ -5,11 +5,16 @@ from dataclasses import dataclass
 
 from tunesmith.api.registry.v1 import (
     blobs_pb2,
-    blobs_pb2_grpc,
+    chat_pb2,
+    chat_pb2_grpc,
     datasets_pb2,
-    datasets_pb2_grpc,
+    derivations_pb2,
+    evaluations_pb2,
+    evaluations_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
+    prompts_pb2,
+    statistics_pb2,
 )
 from tunesmith_kit import migrate
 from tunesmith_kit.blobs import BlobStore
@@ -19,17 +24,29 @@ from tunesmith_kit.db import Database
 from tunesmith_kit.host import Running, ServiceSpec
 from tunesmith_kit.outbox import OutboxRelay
 from tunesmith_kit.rpc import RpcServer, internal_authenticator
-from tunesmith_kit.settings import ServiceSettings
+from tunesmith_kit.settings import setting
 from tunesmith_kit.tasks import Tasks
 from tunesmith_kit.telemetry import Telemetry
+from tunesmith_registry.chat.answers import Answers
+from tunesmith_registry.chat.hosts import Hosts
+from tunesmith_registry.chat.service import ChatService
+from tunesmith_registry.data.host import DataHost, DataSettings
+from tunesmith_registry.evaluations.service import EvaluationService
 from tunesmith_registry.events import JobEvents
-from tunesmith_registry.service import BlobService, DatasetService, ModelService
+from tunesmith_registry.governance import wiring as governance
+from tunesmith_registry.service import ModelService
 from tunesmith_registry.tables import METADATA, OUTBOX
 
 
 @dataclass(frozen=True)
-class RegistrySettings(ServiceSettings):
-    """Settings of the registry: those of every service."""
+class RegistrySettings(DataSettings):
+    """Settings of the registry."""
+
+    signing_key: str = setting(
+        "", "ed25519 key for receipts, 64 hexadecimal digits; empty: one is made", secret=True
+    )
+    garbage_grace_hours: float = setting(24.0, "how long content that nothing refers to is kept")
+    garbage_interval_hours: float = setting(24.0, "hours between garbage collections; 0: only when asked for")
 
 
 async def build(settings: RegistrySettings, telemetry: Telemetry) -> Running:
@@ -43,18 +60,47 @@ async def build(settings: RegistrySettings, telemetry: Telemetry) -> Running:
     )
     tasks.spawn("outbox", OutboxRelay(db, bus, OUTBOX, "registry").run)
     heard = await JobEvents(db, blobs, clock, telemetry).start(bus)
+    hosts = Hosts(bus)
+    answers = Answers(bus, hosts)
+    await hosts.start()
+    await answers.start()
+
+    data = DataHost(settings, db, blobs, clock)
+    data.start(tasks)
+    governed = await governance.start(
+        db,
+        blobs,
+        clock,
+        tasks,
+        settings.data_dir,
+        settings.signing_key,
+        settings.garbage_grace_hours,
+        settings.garbage_interval_hours,
+    )
 
     server = RpcServer(
         telemetry,
         internal_authenticator(settings.internal_token),
         [
-            (datasets_pb2_grpc.add_DatasetServiceServicer_to_server, DatasetService(db, blobs, clock)),
+            *data.services,
             (models_pb2_grpc.add_ModelServiceServicer_to_server, ModelService(db, blobs, clock)),
-            (blobs_pb2_grpc.add_BlobServiceServicer_to_server, BlobService(blobs)),
+            (evaluations_pb2_grpc.add_EvaluationServiceServicer_to_server, EvaluationService(db, blobs)),
+            (chat_pb2_grpc.add_ChatServiceServicer_to_server, ChatService(db, blobs, hosts, answers)),
+            *governed,
         ],
         names=[
             each.full_name
-            for module in (datasets_pb2, models_pb2, blobs_pb2)
+            for module in (
+                datasets_pb2,
+                derivations_pb2,
+                prompts_pb2,
+                statistics_pb2,
+                models_pb2,
+                blobs_pb2,
+                chat_pb2,
+                evaluations_pb2,
+                *governance.MODULES,
+            )
             for each in module.DESCRIPTOR.services_by_name.values()
         ],
     )
@@ -62,6 +108,9 @@ async def build(settings: RegistrySettings, telemetry: Telemetry) -> Running:
 
     async def stop() -> None:
         await server.stop()
+        await data.stop()
+        await hosts.stop()
+        await answers.stop()
         await heard.stop()
         await tasks.stop()
         await bus.close()

@@ -19,7 +19,7 @@ _CODE = {
     ".dll": "machine code", ".sh": "a script",
 }  # fmt: skip
 _ALLOWED = {".safetensors", ".json", ".jsonl", ".txt", ".model", ".md", ".jinja", ".tiktoken", ".vocab", ""}
-_CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
+_CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines", "custom_pipeline", "custom_generate")
 _JSON_BYTES = 64 * 1024 * 1024
 _HEADER_BYTES = 100 * 1024 * 1024
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
@@ -76,6 +76,7 @@ def refuse_code(store: BlobStore, artifact: Manifest) -> None:
 
 def _check_uploaded(store: BlobStore, file: ManifestFile) -> None:
     blob = store.stat(file.sha256)
+    store.renew(file.sha256)
     if blob is None:
         raise NotFound(
             "BLOB_NOT_FOUND",
@@ -151,7 +152,7 @@ def _count_parameters(store: BlobStore, artifact: Manifest) -> int:
         raise _invalid("there are no weights", "files", "model.safetensors")
     if any(file.path == "model.safetensors.index.json" for file in artifact.files):
         _need_shards(_json(store, artifact, "model.safetensors.index.json"), {file.path for file in weights})
-    return sum(_tensors(store, file) for file in weights)
+    return sum(count_tensors(store, file) for file in weights)
 
 
 def _need_shards(index: Mapping[str, Any], present: set[str]) -> None:
@@ -162,7 +163,7 @@ def _need_shards(index: Mapping[str, Any], present: set[str]) -> None:
         raise _invalid("a part of the weights is missing", "model.safetensors.index.json", lacking[:1])
 
 
-def _tensors(store: BlobStore, file: ManifestFile) -> int:
+def count_tensors(store: BlobStore, file: ManifestFile) -> int:
     """Parameters of a safetensors file, counted from its header: 8 bytes of length, then JSON."""
     length = int.from_bytes(store.read_range(file.sha256, 0, 8), "little")
     if not 2 <= length <= min(_HEADER_BYTES, file.size_bytes - 8):

@@ -13,7 +13,6 @@ from tunesmith.errors import AlreadyExists, InvalidArgument, NotFound
 from tunesmith_kit import outbox, subjects
 from tunesmith_kit.ids import new_ulid
 from tunesmith_registry.change import Caller, say
-from tunesmith_registry.datasets import Import
 from tunesmith_registry.models import BaseModelFacts
 from tunesmith_registry.tables import BASE_MODELS, DATASET_VERSIONS, DATASETS
 
@@ -117,12 +116,20 @@ def resolve_dataset(session: Session, project: str, wanted: str) -> datasets_pb2
 
 
 def enter_dataset(
-    session: Session, caller: Caller, project: str, request: datasets_pb2.ImportDatasetRequest, made: Import
+    session: Session,
+    caller: Caller,
+    project: str,
+    dataset_id: str,
+    description: str,
+    made: datasets_pb2.DatasetVersion,
 ) -> datasets_pb2.DatasetVersion:
-    """Enters an imported file as a version, or returns the version that has the same content."""
-    of, key = DATASET_VERSIONS.c, (project, request.dataset_id)
+    """Enters stored content as the next version, or returns the version that has the same content.
+
+    `made` has the digest and all that the content itself tells; the rest is filled in here.
+    """
+    of, key = DATASET_VERSIONS.c, (project, dataset_id)
     row = session.execute(
-        select(DATASETS).where(DATASETS.c.project == project, DATASETS.c.id == request.dataset_id)
+        select(DATASETS).where(DATASETS.c.project == project, DATASETS.c.id == dataset_id)
     ).one_or_none()
     same = select(of.body).where(of.project == key[0], of.dataset_id == key[1], of.digest == made.digest)
     known = session.execute(same).scalar_one_or_none()
@@ -130,24 +137,17 @@ def enter_dataset(
         return datasets_pb2.DatasetVersion.FromString(known)
     version = row.latest_version + 1 if row else 1
     uid = row.uid if row else new_ulid()
-    _put_dataset(session, row, key, uid, request.description, version, caller.now)
-    body = datasets_pb2.DatasetVersion(
-        name=f"projects/{project}/datasets/{request.dataset_id}/versions/{version}",
-        version=version,
-        digest=made.digest,
-        manifest=made.manifest.proto(),
-        num_rows=made.num_rows,
-        size_bytes=made.size_bytes,
-        row_format=made.row_format,
-        source=request.source,
-        creator=caller.actor,
-        create_time=outbox.timestamp(caller.now),
-        report=made.report,
-    )
+    _put_dataset(session, row, key, uid, description, version, caller.now)
+    base = f"projects/{project}/datasets/{dataset_id}/versions"
+    body = datasets_pb2.DatasetVersion()
+    body.CopyFrom(made)
+    body.name, body.version, body.creator = f"{base}/{version}", version, caller.actor
+    body.parent = f"{base}/{row.latest_version}" if row else ""
+    body.create_time.FromDatetime(caller.now)
     session.execute(
         insert(DATASET_VERSIONS).values(
             project=project,
-            dataset_id=request.dataset_id,
+            dataset_id=dataset_id,
             version=version,
             digest=made.digest,
             body=body.SerializeToString(),

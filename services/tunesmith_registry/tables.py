@@ -98,3 +98,45 @@ ANSWERED = Table(
     Column("time", DateTime(timezone=True), nullable=False),
     Index("ix_answered_events_time", "time"),
 )
+
+# Names of versions that people may move.
+MODEL_ALIASES = Table(
+    "model_aliases",
+    METADATA,
+    Column("project", String(64), primary_key=True),
+    Column("model_id", String(64), primary_key=True),
+    Column("alias", String(40), primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("update_time", DateTime(timezone=True), nullable=False),
+    Index("ix_model_aliases_version", "project", "model_id", "version"),
+)
+
+STAGE_CHANGES = Table(
+    "stage_changes",
+    METADATA,
+    Column("project", String(64), primary_key=True),
+    Column("model_id", String(64), primary_key=True),
+    # The revision of its event.
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("version", BigInteger, nullable=False),
+    Column("to_stage", Integer, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+
+# One chain a project; see ledger.py.
+RECEIPTS = Table(
+    "receipts",
+    METADATA,
+    Column("project", String(64), primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", String(64), nullable=False),
+    # What it is about: of a registered version the version, though the event is about its job.
+    Column("resource", String(300), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("signature", String(128), nullable=False),
+    Column("key_id", String(16), nullable=False),
+    Index("ix_receipts_resource", "project", "resource"),
+    # Those that wait for their signature have none.
+    Index("ix_receipts_key_id", "key_id"),
+)

@@ -7,14 +7,15 @@ from sqlalchemy import Row, and_, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from tunesmith.api.jobs.v1 import state_pb2
-from tunesmith.api.registry.v1 import events_pb2, models_pb2
-from tunesmith.errors import InvalidArgument, NotFound
+from tunesmith.api.registry.v1 import events_pb2, models_pb2, stages_pb2
+from tunesmith.errors import NotFound
 from tunesmith_kit import outbox, subjects
 from tunesmith_kit.ids import new_ulid
 from tunesmith_kit.manifest import Manifest
+from tunesmith_registry import transitions
 from tunesmith_registry.change import Caller, say
 from tunesmith_registry.store import cursor_numbers, did_you_mean
-from tunesmith_registry.tables import CHECKPOINTS, MODEL_VERSIONS, MODELS
+from tunesmith_registry.tables import CHECKPOINTS, MODEL_VERSIONS, MODELS, STAGE_CHANGES
 
 
 def model_row(session: Session, project: str, model_id: str) -> Row[Any]:
@@ -41,7 +42,7 @@ def model(session: Session, row: Row[Any]) -> models_pb2.Model:
         latest=version(session, row.project, row.id, row.latest_version),
         create_time=outbox.timestamp(row.create_time),
     )
-    for body in _in_stage(session, row.project, row.id, models_pb2.MODEL_STAGE_PRODUCTION):
+    for body in in_stage(session, row.project, row.id, models_pb2.MODEL_STAGE_PRODUCTION):
         found.production.CopyFrom(body)
     return found
 
@@ -73,9 +74,10 @@ def owned_versions(session: Session, project: str, model_id: str) -> Any:
     return _owned(project, model_id)
 
 
-def _in_stage(
+def in_stage(
     session: Session, project: str, model_id: str, stage: models_pb2.ModelStage.ValueType
 ) -> list[models_pb2.ModelVersion]:
+    """Returns the versions of a model that are in a stage."""
     of = MODEL_VERSIONS.c
     query = select(of.body).where(_owned(project, model_id), of.stage == stage)
     return [models_pb2.ModelVersion.FromString(body) for body in session.execute(query).scalars()]
@@ -89,30 +91,26 @@ def set_stage(
     number: int,
     stage: models_pb2.ModelStage.ValueType,
     reason: str,
+    *,
+    rolled_back: bool = False,
 ) -> models_pb2.ModelVersion:
     """Moves a version to a stage; whatever was Production before becomes Archived.
 
     Raises:
         InvalidArgument: there is no such stage.
+        FailedPrecondition: this stage cannot follow the present one.
     """
-    if stage not in models_pb2.ModelStage.values() or stage == models_pb2.MODEL_STAGE_UNSPECIFIED:
-        known = ", ".join(models_pb2.ModelStage.keys()[1:])
-        raise InvalidArgument(
-            "FIELD_INVALID",
-            "there is no such stage",
-            field="stage",
-            value=stage,
-            remedy=f"use one of {known}",
-        )
+    transitions.check_stage(stage)
     row = model_row(session, project, model_id)
     wanted = version(session, project, model_id, number)
     if wanted.stage == stage:
         return wanted
+    transitions.check(wanted.stage, stage)
     if stage == models_pb2.MODEL_STAGE_PRODUCTION:
-        for old in _in_stage(session, project, model_id, stage):
+        for old in in_stage(session, project, model_id, stage):
             because = f"version {number} became Production"
             _move(session, caller, row, old, models_pb2.MODEL_STAGE_ARCHIVED, because)
-    _move(session, caller, row, wanted, stage, reason)
+    _move(session, caller, row, wanted, stage, reason, rolled_back=rolled_back)
     return wanted
 
 
@@ -123,16 +121,46 @@ def _move(
     moved: models_pb2.ModelVersion,
     stage: models_pb2.ModelStage.ValueType,
     reason: str,
+    *,
+    rolled_back: bool = False,
 ) -> None:
     before, moved.stage = moved.stage, stage
-    session.execute(
-        update(MODEL_VERSIONS)
-        .where(_owned(row.project, row.id), MODEL_VERSIONS.c.version == moved.version)
-        .values(stage=stage, body=moved.SerializeToString())
-    )
+    put(session, row.project, row.id, moved)
     event = events_pb2.ModelVersionStageChanged(version=moved, from_stage=before, reason=reason)
     subject = subjects.event(row.project, "model", row.uid, "stage_changed")
-    say(session, caller, subject, "model_version_stage_changed", event, resource=moved.name)
+    revision = say(session, caller, subject, "model_version_stage_changed", event, resource=moved.name)
+    body = stages_pb2.StageChange(
+        version=moved.name,
+        from_stage=before,
+        to_stage=stage,
+        actor=caller.actor,
+        reason=reason,
+        time=outbox.timestamp(caller.now),
+        revision=revision,
+        rolled_back=rolled_back,
+    )
+    session.execute(
+        insert(STAGE_CHANGES).values(
+            project=row.project,
+            model_id=row.id,
+            sequence=revision,
+            version=moved.version,
+            to_stage=stage,
+            body=body.SerializeToString(),
+        )
+    )
+
+
+def put(session: Session, project: str, model_id: str, changed: models_pb2.ModelVersion) -> None:
+    """Writes a version that is known already."""
+    stored = models_pb2.ModelVersion()
+    stored.CopyFrom(changed)
+    del stored.aliases[:]  # they have a table of their own
+    session.execute(
+        update(MODEL_VERSIONS)
+        .where(_owned(project, model_id), MODEL_VERSIONS.c.version == stored.version)
+        .values(stage=stored.stage, body=stored.SerializeToString())
+    )
 
 
 def of_job(session: Session, job: str) -> models_pb2.ModelVersion | None:
@@ -153,9 +181,11 @@ def register(
     base_model: str,
     dataset_version: str,
     metrics: Mapping[str, float],
+    said: models_pb2.ModelVersion | None = None,
 ) -> models_pb2.ModelVersion:
-    """Enters the verified output of a job as the next version of a model; the same one when it is there."""
-    known = of_job(session, job)
+    """Enters a verified artifact as the next version of a model; of a job's output the same one when it is
+    there. `job` of files that were uploaded is empty, and `said` has what else is said of the version."""
+    known = of_job(session, job) if job else None
     if known is not None:
         return known
     number = _next_version(session, project, model_id, caller)
@@ -171,14 +201,17 @@ def register(
         metrics=metrics,
         size_bytes=artifact.size_bytes,
         create_time=outbox.timestamp(caller.now),
+        creator=caller.actor,
     )
+    if said is not None:
+        body.MergeFrom(said)
     session.execute(
         insert(MODEL_VERSIONS).values(
             project=project,
             model_id=model_id,
             version=number,
             stage=body.stage,
-            job=job,
+            job=job or body.name,
             body=body.SerializeToString(),
         )
     )

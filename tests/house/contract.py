@@ -12,9 +12,44 @@ from tunesmith.api.gateway.v1 import fleet_pb2
 from tunesmith.api.jobs.v1 import jobs_pb2
 from tunesmith.api.metrics.v1 import alerts_pb2, metrics_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
-from tunesmith.api.registry.v1 import blobs_pb2, datasets_pb2, models_pb2
+from tunesmith.api.registry.v1 import (
+    blobs_pb2,
+    cards_pb2,
+    chat_pb2,
+    datasets_pb2,
+    derivations_pb2,
+    evaluations_pb2,
+    exports_pb2,
+    lineage_pb2,
+    models_pb2,
+    prompts_pb2,
+    search_pb2,
+    stages_pb2,
+    statistics_pb2,
+    versions_pb2,
+)
 
-SERVED = (jobs_pb2, nodes_pb2, datasets_pb2, models_pb2, blobs_pb2, metrics_pb2, alerts_pb2, fleet_pb2)
+SERVED = (
+    jobs_pb2,
+    nodes_pb2,
+    datasets_pb2,
+    statistics_pb2,
+    derivations_pb2,
+    prompts_pb2,
+    models_pb2,
+    versions_pb2,
+    stages_pb2,
+    cards_pb2,
+    lineage_pb2,
+    search_pb2,
+    exports_pb2,
+    evaluations_pb2,
+    chat_pb2,
+    blobs_pb2,
+    metrics_pb2,
+    alerts_pb2,
+    fleet_pb2,
+)
 Place = tuple[int, ...]
 
 

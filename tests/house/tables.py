@@ -181,6 +181,7 @@ def _limits(field: FieldDescriptor) -> str:
     given = field.GetOptions().Extensions[options_pb2.limits]
     words = {
         "required": "required",
+        "unless": "unless there is {}",
         "min": "≥ {:,.10g}",
         "max": "≤ {:,.10g}",
         "above": "> {:,.10g}",
@@ -189,7 +190,8 @@ def _limits(field: FieldDescriptor) -> str:
         "max_length": "≤ {} characters",
         "max_items": "≤ {} items",
     }
-    parts = [words[limit.name].format(value) for limit, value in given.ListFields() if limit.name in words]
+    said = ((limit.name, value) for limit, value in given.ListFields() if limit.name in words)
+    parts = [words[name].format(" or ".join(map(code, v)) if name == "unless" else v) for name, v in said]
     if field.enum_type is not None:
         parts.append(", ".join(code(name) for name, _, _ in contract.values(field.enum_type)))
     return ", ".join(parts)
@@ -239,6 +241,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "settings": settings,
     "settings-gateway": lambda: own_settings("gateway"),
     "settings-agent": lambda: own_settings("agent"),
+    "settings-registry": lambda: own_settings("registry"),
     "settings-metrics": lambda: own_settings("metrics"),
     "metrics": metrics,
     "errors": errors,

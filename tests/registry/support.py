@@ -18,8 +18,10 @@ from tunesmith.api.jobs.v1 import events_pb2 as jobs_events_pb2
 from tunesmith.api.registry.v1 import (
     blobs_pb2,
     blobs_pb2_grpc,
+    chat_pb2_grpc,
     datasets_pb2,
     datasets_pb2_grpc,
+    evaluations_pb2_grpc,
     events_pb2,
     models_pb2,
     models_pb2_grpc,
@@ -45,6 +47,8 @@ class Registry:
     datasets: "datasets_pb2_grpc.DatasetServiceAsyncStub"
     models: "models_pb2_grpc.ModelServiceAsyncStub"
     blobs: "blobs_pb2_grpc.BlobServiceAsyncStub"
+    chat: "chat_pb2_grpc.ChatServiceAsyncStub"
+    evaluations: "evaluations_pb2_grpc.EvaluationServiceAsyncStub"
     said: list[events_pb2.RegistryEvent] = field(default_factory=list)
 
     async def upload(self, data: bytes, sha256: str = "") -> str:
@@ -123,8 +127,10 @@ async def running_registry(folder: Path, server: EmbeddedNats | None = None) -> 
         stub(datasets_pb2_grpc.DatasetServiceStub, running) as datasets,
         stub(models_pb2_grpc.ModelServiceStub, running) as models,
         stub(blobs_pb2_grpc.BlobServiceStub, running) as blobs,
+        stub(chat_pb2_grpc.ChatServiceStub, running) as chat,
+        stub(evaluations_pb2_grpc.EvaluationServiceStub, running) as evaluations,
     ):
-        registry = Registry(folder, bus, datasets, models, blobs)
+        registry = Registry(folder, bus, datasets, models, blobs, chat, evaluations)
 
         async def hear(delivery: Delivery) -> None:
             if delivery.headers.get("ce-type") == events_pb2.RegistryEvent.DESCRIPTOR.full_name:

@@ -1,5 +1,6 @@
 """Datasets: what is accepted, what is refused and how it is said."""
 
+import gzip
 import io
 import json
 from pathlib import Path
@@ -8,6 +9,7 @@ import grpc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from tests.registry.support import PROJECT, jsonl, refusal, running_registry
 from tunesmith.api.registry.v1 import blobs_pb2, datasets_pb2
@@ -25,6 +27,10 @@ SHAPES = [
     b"\xef\xbb\xbf" + jsonl({"prompt": "hi", "completion": "hello"}) + b"\n\n",
     b"prompt,completion\nhi,hello\n",
     b"prompt;completion\r\nhi;hello\r\n",
+    b"prompt\tcompletion\nhi\thello\n",
+    b' [ {"prompt": "hi", "completion": "hello"} ]\n',
+    gzip.compress(jsonl({"prompt": "hi", "completion": "hello"})),
+    zstandard.compress(b"prompt,completion\nhi,hello\n"),
 ]
 
 
@@ -90,7 +96,7 @@ async def test_new_content_makes_a_new_version_and_says_so_once(tmp_path: Path) 
         (b"", "DATASET_EMPTY", "source_digest", "no rows"),
         (b"\n \n", "DATASET_EMPTY", "source_digest", "no rows"),
         (b"prompt,completion\n", "DATASET_EMPTY", "source_digest", "no rows"),
-        (b'[{"text": "a"}]', "DATASET_FORMAT_UNKNOWN", "format", "JSON array"),
+        (b'[{"text": "a"}, 7]', "DATASET_ROW_INVALID", "item 2", "no JSON object"),
         (b"\x00\x01\x02", "DATASET_FORMAT_UNKNOWN", "format", "no JSON lines, CSV or Parquet"),
         (b"PAR1 but not really", "DATASET_FORMAT_UNKNOWN", "format", "Parquet"),
         (jsonl({"text": "a"}) + b"{oops\n", "DATASET_ROW_INVALID", "line 2", "is no JSON"),

@@ -80,7 +80,7 @@ def spec(adapter: dict[str, Any] | None = None, **training: Any) -> dict[str, An
     }
 
 
-def make_run(folder: Path, base: Path, dataset: Path, job: dict[str, Any], **fields: Any) -> Path:
+def make_run(folder: Path, base: Path, dataset: Path | None, job: dict[str, Any], **fields: Any) -> Path:
     """A run folder as the agent makes it. `fields` replace those of run.json."""
     folder.mkdir(parents=True)
     record = {
@@ -94,7 +94,7 @@ def make_run(folder: Path, base: Path, dataset: Path, job: dict[str, Any], **fie
         "spec": job,
         "spec_digest": hashlib.sha256(artifact.canonical_json(job)).hexdigest(),
         "base_model": {"path": str(base), "digest": digest_of(base)},
-        "dataset": {"path": str(dataset), "digest": digest_of(dataset)},
+        "dataset": None if dataset is None else {"path": str(dataset), "digest": digest_of(dataset)},
         "checkpoint": None,
         "samples": [],
         "gpus": [],

@@ -149,6 +149,8 @@ class Agent:
             base_model_digest=wanted.base_model_digest,
             dataset_digest=wanted.dataset_digest,
             checkpoint_digest=wanted.checkpoint_digest,
+            prompt_template_digest=wanted.prompt_template_digest,
+            targets=wanted.targets,
         )
         report = nodes_pb2.ReportPreparedRequest(job=command.job, epoch=command.epoch)
         try:

@@ -61,6 +61,7 @@ class Tools:
     telemetry: Telemetry
     trainer_telemetry: Telemetry
     shipper: Callable[[Notes, RunFolder, int], Shipper]
+    judges: str = ""  # file that lists the endpoints an evaluation may ask
 
 
 class Attempt:
@@ -202,6 +203,7 @@ class Attempt:
                 if inputs is None:
                     await self._report_end(died_early(self.notes, self._assign))
                     return False
+                inputs["judges"] = self._tools.judges or None
                 self.folder.write_run(self.notes, self._assign, inputs, self._memory())
                 self.folder.command(STOP if self.notes.told_to_stop else RUN)
             except (TunesmithError, OSError) as error:
@@ -240,7 +242,7 @@ class Attempt:
             return None
         return self._tools.snapshots.folder(self.notes.job_id)
 
-    async def _gather(self, assign: events_pb2.AssignAttempt) -> dict[str, dict[str, object] | None] | None:
+    async def _gather(self, assign: events_pb2.AssignAttempt) -> dict[str, object] | None:
         """Brings the inputs; None when the end is wanted meanwhile, for a large model may take an hour."""
         fetching = asyncio.create_task(self._tools.inputs.gather(assign))
         while not fetching.done():

@@ -91,6 +91,8 @@ def _crashed(remains: Remains, notes: Notes) -> Report:
 
 def memory_advice(spec: spec_pb2.JobSpec) -> str:
     """Returns which setting to change, and to what, when memory runs out."""
+    if spec.HasField("evaluation"):
+        return "lower evaluation.batch_size, evaluation.max_length or generation.max_new_tokens"
     training = spec.training
     size, accumulation = training.micro_batch_size, max(training.gradient_accumulation_steps, 1)
     if size > 1:

@@ -126,7 +126,7 @@ class RunFolder:
         self,
         notes: Notes,
         assign: events_pb2.AssignAttempt,
-        inputs: Mapping[str, dict[str, object] | None],
+        inputs: Mapping[str, object],
         snapshots: Path | None,
     ) -> None:
         """Writes `run.json`: what the trainer is to do."""

@@ -9,6 +9,8 @@ from tunesmith.api.nodes.v1 import nodes_pb2_grpc
 from tunesmith.errors import InvalidArgument
 from tunesmith_agent.agent import Agent, NodeFacts, default_node_id
 from tunesmith_agent.attempt import Tools
+from tunesmith_agent.chat import ChatHost
+from tunesmith_agent.chatworkers import ChatLimits
 from tunesmith_agent.folder import Notes, RunFolder
 from tunesmith_agent.gpus import find_gpus
 from tunesmith_agent.health import Health, Limits
@@ -54,6 +56,32 @@ class AgentSettings(ServiceSettings):
     disk_free_gb: float = setting(
         1.0, "gigabytes free where runs lie below which the node tells of a full disk"
     )
+
+    judges: str = setting(
+        "",
+        "JSON file that lists the endpoints evaluations on this node may ask as judges, each with `base_url` "
+        "and `key_file` or `key_env`; empty: none",
+    )
+
+    chat_models: int = setting(2, "models kept loaded for chat; 0: this node does not chat")
+    chat_answers: int = setting(2, "answers this node gives at once; more wait")
+    chat_threads: int = setting(0, "threads a chat process computes with; 0: half of the processors")
+    chat_idle_minutes: float = setting(10.0, "minutes without a question after which a model is unloaded")
+    chat_gpu: int = setting(-1, "GPU that chat runs on; -1: the processor, so that training keeps its GPUs")
+
+    def chat_limits(self) -> ChatLimits:
+        """Returns what answers may take of the node; `InvalidArgument` for a number that is none."""
+        for name, least in (("chat_models", 0), ("chat_answers", 1), ("chat_threads", 0)):
+            if getattr(self, name) < least:
+                raise InvalidArgument(
+                    "SETTING_INVALID",
+                    f"it must be at least {least}",
+                    field=f"TUNESMITH_AGENT_{name.upper()}",
+                    value=getattr(self, name),
+                    remedy="correct the value or unset the variable to use the default",
+                )
+        idle = self.chat_idle_minutes * 60
+        return ChatLimits(self.chat_models, self.chat_answers, self.chat_threads, idle, self.chat_gpu)
 
     def limits(self) -> Limits:
         """Returns when heat and a full disk become faults; `InvalidArgument` for a span that is none."""
@@ -104,7 +132,7 @@ async def build(settings: AgentSettings, telemetry: Telemetry) -> Running:
         blobs=blobs,
         inputs=InputCache(home / "cache", blobs),
         snapshots=SnapshotMemory(settings.snapshots, home),
-        reporter=Reporter(node_id, nodes, metadata),
+        reporter=Reporter(node_id, nodes, metadata, redactor),
         standby=ForkServer(settings.standby),
         telemetry=telemetry,
         trainer_telemetry=setup(
@@ -114,6 +142,7 @@ async def build(settings: AgentSettings, telemetry: Telemetry) -> Running:
             log_level=settings.log_level,
         ),
         shipper=shipper,
+        judges=settings.judges,
     )
     address = settings.address or socket.gethostname()
     facts = NodeFacts(node_id, address, _labels(settings.labels), settings.slots)
@@ -124,8 +153,11 @@ async def build(settings: AgentSettings, telemetry: Telemetry) -> Running:
     lease = Lease(bus, lease_key("node", node_id), f"node/{node_id}")
     lease.start()
     await agent.start()
+    chat = ChatHost(node_id, bus, tools.inputs, home, settings.chat_limits())
+    await chat.start()
 
     async def stop() -> None:
+        await chat.stop()
         await agent.stop()
         # Not released: trainers go on without us, and the next agent has the lease's time to come back.
         lease.stop()

@@ -106,7 +106,8 @@ class Group:
             rank.dump_stacks()
 
 
-def _environment(gpus: Sequence[int]) -> dict[str, str]:
+def environment(gpus: Sequence[int]) -> dict[str, str]:
+    """What a process with torch gets of our environment."""
     # Our own settings hold tokens: they stay with the agent.
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("TUNESMITH_", "AWS_"))}
     kept["CUDA_VISIBLE_DEVICES"] = ",".join(str(gpu) for gpu in gpus)
@@ -122,7 +123,7 @@ def launch(folder: Path, gpus: Sequence[int], rank: int = 0) -> TrainerProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=output,
-            env=_environment(gpus),
+            env=environment(gpus),
             cwd=folder,
             start_new_session=True,
         )
@@ -160,7 +161,7 @@ class ForkServer:
             [*_MODULE, "--standby"],  # errors of its imports go to the agent's own log
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=_environment(()),
+            env=environment(()),
             start_new_session=True,
         )
         assert self._child.stdout is not None

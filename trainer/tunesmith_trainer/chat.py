@@ -66,6 +66,10 @@ class ChatFormat:
             )
         )
 
+    def ask(self, line: int, messages: Messages) -> str:
+        """What the model is given to answer a conversation; `line` is that of the data, for errors."""
+        return self._apply(Row(line, tuple(messages), ""), messages, True)
+
     def _turn(self, text: str) -> str:
         # The newline many templates write after the end of turn only separates turns; it is not learnt.
         bare = text.rstrip()

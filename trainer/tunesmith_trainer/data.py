@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from tunesmith_trainer.failure import TrainerError, invalid_input
 from tunesmith_trainer.run import Training
 from tunesmith_trainer.seeds import Domain, permutation
+from tunesmith_trainer.template import Renderer, Template
 
 Tokens = npt.NDArray[np.int64]
 MAX_LINE_BYTES = 64 * 1024 * 1024
@@ -119,8 +121,32 @@ class Batch:
         return Batch(ids, at, wanted, self.weight, places)
 
 
-def rows(folder: Path) -> Iterator[Row]:
-    """The rows of a dataset folder. Raises INVALID_INPUT naming the line of the first bad one."""
+def rows(folder: Path, template: Path | None = None) -> Iterator[Row]:
+    """The rows of a dataset folder, rendered by the prompt template in the folder `template` if there is one.
+
+    Raises INVALID_INPUT naming the line of the first bad one.
+    """
+    if template is not None:
+        yield from _rendered(folder, template)
+        return
+    for number, line in _lines(folder):
+        yield _row(number, line)
+
+
+def _rendered(folder: Path, template: Path) -> Iterator[Row]:
+    places: deque[int] = deque()
+
+    def raw() -> Iterator[tuple[str, dict[str, Any]]]:
+        for number, line in _lines(folder):
+            places.append(number)
+            yield f"data.jsonl line {number}", _object(number, line)
+
+    with Renderer(Template.load(template)) as renderer:
+        for messages in renderer.render_all(raw()):
+            yield Row(places.popleft(), tuple(messages), "")
+
+
+def _lines(folder: Path) -> Iterator[tuple[int, bytes]]:
     path = folder / "data.jsonl"
     try:
         file = path.open("rb")
@@ -131,10 +157,10 @@ def rows(folder: Path) -> Iterator[Row]:
     with file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield _row(number, line)
+                yield number, line
 
 
-def _row(number: int, line: bytes) -> Row:
+def _object(number: int, line: bytes) -> dict[str, Any]:
     if len(line) > MAX_LINE_BYTES:
         raise _bad_row(number, f"is longer than {MAX_LINE_BYTES} bytes")
     try:
@@ -143,6 +169,11 @@ def _row(number: int, line: bytes) -> Row:
         raise _bad_row(number, f"is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise _bad_row(number, "is not a JSON object")
+    return value
+
+
+def _row(number: int, line: bytes) -> Row:
+    value = _object(number, line)
     if "messages" in value:
         return Row(number, _messages(number, value["messages"]), "")
     if isinstance(value.get("text"), str):

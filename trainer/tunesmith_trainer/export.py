@@ -34,7 +34,7 @@ def export(session: Session, progress: Progress) -> Artifact:
     def fill(folder: Path) -> None:
         module = session.model.module
         if isinstance(module, PeftModel):
-            _save_adapter(module, spec.base_model, folder)
+            save_adapter(module, spec.base_model, folder)
         else:
             module.save_pretrained(folder)
             session.model.tokenizer.save_pretrained(folder)
@@ -42,10 +42,15 @@ def export(session: Session, progress: Progress) -> Artifact:
     return artifact.write(session.run.folder / "output", "model", properties, fill)
 
 
-def _save_adapter(module: PeftModel, base_model: str, folder: Path) -> None:
+def save_adapter(module: PeftModel, base_model: str, folder: Path, name: str = "default") -> None:
+    """Write one of a model's adapters as a PEFT folder; equal adapters give equal bytes."""
     # "auto" would look the base model up on the hub to see whether its embedding grew; ours never does.
-    module.save_pretrained(str(folder), save_embedding_layers=False)
+    module.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=[name])
     (folder / "README.md").unlink(missing_ok=True)
+    if (folder / name).is_dir():  # PEFT gives every adapter but the default one a folder of its own
+        for path in (folder / name).iterdir():
+            path.rename(folder / path.name)
+        (folder / name).rmdir()
     path = folder / "adapter_config.json"
     config = json.loads(path.read_bytes())
     # A path of this node means nothing elsewhere, and PEFT writes sets in the order of this process's hashes.

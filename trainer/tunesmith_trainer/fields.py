@@ -35,6 +35,13 @@ class Fields:
         """A field that is an object; absent or null gives an empty one."""
         return Fields(self._value.get(name) or {}, f"{self._path}.{name}")
 
+    def parts(self, name: str) -> list[Fields]:
+        """A list of objects; absent or null gives none."""
+        value = self._value.get(name) or []
+        if not isinstance(value, list):
+            raise self.error(name, value, "give a list")
+        return [Fields(item, f"{self._path}.{name}[{index}]") for index, item in enumerate(value)]
+
     def text(self, name: str, *, required: bool = False) -> str:
         """A text; absent gives an empty one."""
         value = self._value.get(name, "")
@@ -78,6 +85,17 @@ class Fields:
             raise self.error(name, value, "give a number") from error
         if not 0 <= number < below:
             raise self.error(name, value, f"give a number from 0 to below {below}")
+        return number
+
+    def any_number(self, name: str, default: float) -> float:
+        """A finite number; absent or null gives `default`."""
+        value = self._value.get(name)
+        try:
+            number = default if value is None else float(value)
+        except (TypeError, ValueError) as error:
+            raise self.error(name, value, "give a number") from error
+        if not math.isfinite(number):
+            raise self.error(name, value, "give a finite number")
         return number
 
     def choice(self, name: str, kind: type[E]) -> E:

@@ -10,7 +10,8 @@ from tunesmith_trainer import artifact
 from tunesmith_trainer.failure import resume_mismatch
 
 _DIVISOR = "micro_batch_divisor"
-_WAIVED_BY_FORK = frozenset({"spec_digest", "dataset_digest"})
+_TEMPLATE = "prompt_template_digest"
+_WAIVED_BY_FORK = frozenset({"spec_digest", "dataset_digest", _TEMPLATE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +23,13 @@ class Identity:
     dataset_digest: str
     environment: Mapping[str, str]
     spec: Mapping[str, Any]
+    prompt_template_digest: str = ""
 
     @property
     def properties(self) -> dict[str, str]:
         """The same as texts, for a manifest."""
         return {
+            **self._template,
             "spec_digest": self.spec_digest,
             "base_model_digest": self.base_model_digest,
             "dataset_digest": self.dataset_digest,
@@ -37,12 +40,18 @@ class Identity:
     def record(self) -> dict[str, Any]:
         """The same as JSON, for a state's record."""
         return {
+            **self._template,
             "spec_digest": self.spec_digest,
             "base_model_digest": self.base_model_digest,
             "dataset_digest": self.dataset_digest,
             "environment": dict(self.environment),
             "spec": dict(self.spec),
         }
+
+    @property
+    def _template(self) -> dict[str, str]:
+        # Left out without a template, so that what was made before there were templates is still the same.
+        return {_TEMPLATE: self.prompt_template_digest} if self.prompt_template_digest else {}
 
     def owns(self, saved: Mapping[str, Any]) -> bool:
         """Whether nothing at all differs."""
@@ -69,6 +78,8 @@ class Identity:
         for name in ("base_model_digest", "dataset_digest", "spec_digest"):
             if saved.get(name) != getattr(self, name):
                 yield name, saved.get(name), getattr(self, name)
+        if saved.get(_TEMPLATE, "") != self.prompt_template_digest:
+            yield _TEMPLATE, saved.get(_TEMPLATE), self.prompt_template_digest or None
 
     def _environment(self, saved: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
         before = saved.get("environment") or {}

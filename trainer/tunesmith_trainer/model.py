@@ -88,6 +88,21 @@ class Model:
 
 def load(folder: Path, spec: Spec, device: torch.device) -> Model:
     """Load the base model and put the adapter on it. Master weights are 32-bit; the seed decides new ones."""
+    causal, tokenizer = read(folder, device, torch.float32)
+    module = causal if spec.lora is None else _with_lora(causal, spec, spec.lora)
+    model = Model(module, causal, tokenizer, device, spec.training.precision)
+    if spec.training.precision is Precision.BFLOAT16:
+        _halve_frozen(causal)
+    return model
+
+
+def read(
+    folder: Path, device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load a model folder, checked: the causal language model on `device` in `dtype`, and its tokenizer.
+
+    Raises TrainerError, class INVALID_INPUT, when it is unsafe or no usable model.
+    """
     check_folder(folder)
     logging.disable_progress_bar()
     try:
@@ -97,7 +112,7 @@ def load(folder: Path, spec: Spec, device: torch.device) -> Model:
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
         )
     except Exception as error:  # the libraries raise all kinds for files that are not a model
@@ -112,11 +127,7 @@ def load(folder: Path, spec: Spec, device: torch.device) -> Model:
             "MODEL_INVALID", "the base model has no tokenizer.json", "save its tokenizer as a fast one"
         )
     torch.nn.Module.to(causal, device)
-    module = causal if spec.lora is None else _with_lora(causal, spec, spec.lora)
-    model = Model(module, causal, tokenizer, device, spec.training.precision)
-    if spec.training.precision is Precision.BFLOAT16:
-        _halve_frozen(causal)
-    return model
+    return causal, tokenizer
 
 
 def _invalid(why: str) -> TrainerError:
@@ -126,9 +137,9 @@ def _invalid(why: str) -> TrainerError:
     )
 
 
-def _with_lora(causal: PreTrainedModel, spec: Spec, lora: Lora) -> PeftModel:
-    seed_torch(spec.training.seed, Domain.INITIALIZE, 0)
-    config = LoraConfig(
+def lora_config(lora: Lora) -> LoraConfig:
+    """The adapter of a job as PEFT has it."""
+    return LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type] # PEFT declares int and takes any number
@@ -136,8 +147,12 @@ def _with_lora(causal: PreTrainedModel, spec: Spec, lora: Lora) -> PeftModel:
         target_modules=list(lora.target_modules) or "all-linear",
         bias="none",
     )
+
+
+def _with_lora(causal: PreTrainedModel, spec: Spec, lora: Lora) -> PeftModel:
+    seed_torch(spec.training.seed, Domain.INITIALIZE, 0)
     try:
-        module = get_peft_model(causal, config)
+        module = get_peft_model(causal, lora_config(lora))
     except ValueError as error:
         raise invalid_input(
             "ADAPTER_INVALID",
@@ -175,7 +190,11 @@ class Scorer:
     def __init__(self, model: Model) -> None:
         self._causal = model.causal
         self._positions: torch.Tensor | None = None
-        model.causal.get_output_embeddings().register_forward_pre_hook(self._select)
+        self._hook = model.causal.get_output_embeddings().register_forward_pre_hook(self._select)
+
+    def remove(self) -> None:
+        """Leave the model as it was."""
+        self._hook.remove()
 
     def logits(
         self, input_ids: torch.Tensor, positions: torch.Tensor, position_ids: torch.Tensor | None = None

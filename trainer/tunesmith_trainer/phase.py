@@ -23,6 +23,8 @@ class Phase(StrEnum):
     VAL_BATCH_END = "VAL_BATCH_END"
     EPOCH_END = "EPOCH_END"
     TRAINING_COMPLETE = "TRAINING_COMPLETE"
+    EVALUATE = "EVALUATE"
+    EXPORT = "EXPORT"
 
 
 # From the optimizer's first write until the step is committed and reported, memory holds half a step: a stop

@@ -13,6 +13,14 @@ from tunesmith_trainer.failure import invalid_input
 from tunesmith_trainer.fields import Fields
 
 
+class Task(StrEnum):
+    """What an attempt does, by the part of the spec that says so."""
+
+    TRAIN = "training"
+    EVALUATE = "evaluation"
+    EXPORT = "export"
+
+
 class Scheduler(StrEnum):
     """Course of the learning rate after warm-up."""
 
@@ -123,6 +131,14 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """What is evaluated or exported; without a source it is the base model itself."""
+
+    name: str
+    source: Source | None
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One attempt: the folder it works in and what to do there."""
 
@@ -145,6 +161,15 @@ class Run:
     forked: bool
     accept_drift: bool
     micro_batch_divisor: int
+    targets: tuple[Target, ...]
+    judges: Path | None
+    prompt_template: Source | None
+
+    @property
+    def task(self) -> Task:
+        """What the attempt does."""
+        others = (Task.EVALUATE, Task.EXPORT)
+        return next((task for task in others if self.raw_spec.get(task) is not None), Task.TRAIN)
 
 
 def load(folder: Path, rank: int = 0) -> Run:
@@ -177,7 +202,8 @@ def load(folder: Path, rank: int = 0) -> Run:
         raw_spec=raw.get("spec") or {},
         spec_digest=fields.text("spec_digest"),
         base_model=_source(fields.part("base_model")),
-        dataset=_source(fields.part("dataset")),
+        # An export needs no data.
+        dataset=_source(fields.part("dataset")) if raw.get("dataset") else Source(Path(), ""),
         checkpoint=_source(fields.part("checkpoint")) if checkpoint else None,
         answered=frozenset(str(item["prompt"]) for item in samples if item.get("before") is not None),
         gpus=tuple(str(gpu) for gpu in raw.get("gpus") or ()),
@@ -185,7 +211,15 @@ def load(folder: Path, rank: int = 0) -> Run:
         forked=fields.flag("forked"),
         accept_drift=fields.flag("accept_drift"),
         micro_batch_divisor=divisor,
+        targets=tuple(_target(part) for part in fields.parts("targets")),
+        judges=Path(fields.text("judges")) if raw.get("judges") else None,
+        prompt_template=_source(fields.part("prompt_template")) if raw.get("prompt_template") else None,
     )
+
+
+def _target(fields: Fields) -> Target:
+    name = fields.text("name", required=True)
+    return Target(name, _source(fields) if fields.text("digest") else None)
 
 
 def _source(fields: Fields) -> Source:
@@ -193,8 +227,7 @@ def _source(fields: Fields) -> Source:
 
 
 def _spec(fields: Fields, world_size: int, divisor: int) -> Spec:
-    adapter = fields.part("adapter")
-    lora = None if adapter.has("full") else _lora(adapter.part("lora"))
+    lora = lora_of(fields)
     method = fields.text("method")
     return Spec(
         base_model=fields.text("base_model", required=True),
@@ -203,6 +236,12 @@ def _spec(fields: Fields, world_size: int, divisor: int) -> Spec:
         training=_training(fields.part("training"), lora is not None, world_size).divided(divisor),
         sample_prompts=fields.texts("sample_prompts"),
     )
+
+
+def lora_of(spec: Fields) -> Lora | None:
+    """The adapter that a job's spec asks for; None: every parameter is trained."""
+    adapter = spec.part("adapter")
+    return None if adapter.has("full") else _lora(adapter.part("lora"))
 
 
 def _lora(fields: Fields) -> Lora:

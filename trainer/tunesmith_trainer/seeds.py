@@ -18,6 +18,8 @@ class Domain(StrEnum):
     SPLIT = "split"
     WORD_DROPOUT = "word_dropout"
     NEFTUNE = "neftune"
+    ROWS = "rows"
+    GENERATE = "generate"
 
 
 def derive(seed: int, domain: Domain, index: int) -> int:

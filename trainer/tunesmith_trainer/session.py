@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from tunesmith_trainer import artifact, environment, model
 from tunesmith_trainer.artifact import DamagedError
 from tunesmith_trainer.checkpoint import Keeper
-from tunesmith_trainer.data import Course, Example, rows, split
+from tunesmith_trainer.data import Course, Example, Row, rows, split
 from tunesmith_trainer.failure import FailureClass, TrainerError
 from tunesmith_trainer.feed import Feed
 from tunesmith_trainer.group import Group, join
@@ -62,7 +63,7 @@ def open_session(run: Run, events: Reporter) -> Session:
         _verify(run.dataset, "dataset")
         loaded = model.load(run.base_model.path, run.spec, device)
         attributes.update(device=str(device), threads=threads)
-    examples = recipe.prepare(rows(run.dataset.path), loaded.tokenizer, training.max_length, events)
+    examples = recipe.prepare(_rows(run), loaded.tokenizer, training.max_length, events)
     train, held_out = split(examples, training.eval_fraction, training.seed)
     parameters = loaded.trainable()
     optimizer = _optimizer(parameters, training)
@@ -72,6 +73,7 @@ def open_session(run: Run, events: Reporter) -> Session:
         run.dataset.digest,
         environment.fingerprint(device, threads, run),
         run.raw_spec,
+        run.prompt_template.digest if run.prompt_template else "",
     )
     feed = Feed(train, recipe, loaded, training)
     _tell(events, run, loaded, parameters, feed.course, (len(train), len(held_out)))
@@ -91,6 +93,14 @@ def open_session(run: Run, events: Reporter) -> Session:
         identity=identity,
         keeper=Keeper(run, identity, events) if group.leads else None,
     )
+
+
+def _rows(run: Run) -> Iterator[Row]:
+    template = run.prompt_template
+    if template is None:
+        return rows(run.dataset.path)
+    _verify(template, "prompt template")
+    return rows(run.dataset.path, template.path)
 
 
 def _as_before(run: Run) -> Run:

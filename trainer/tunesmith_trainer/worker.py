@@ -35,6 +35,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "true"
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 COMPLETED, CHECKPOINTED, BAD_INPUT, FAILED = 0, 75, 64, 70
+_EVALUATION_MEMORY = "lower evaluation.batch_size, evaluation.max_length or generation.max_new_tokens"
 _NO_FAILURE = {"failure_class": "", "reason": "", "message": "", "remedy": ""}
 
 
@@ -108,7 +109,7 @@ def _attempt(folder: Path, rank: int) -> int:
         if rank == 0:
             events = EventSpool(folder / "spool")
         wanted = run.load(folder, rank)
-        return _train(wanted, events, control, status)
+        return _TASKS[wanted.task](wanted, events, control, status)
     except BaseException as error:
         traceback.print_exc()
         failure = _classified(error, wanted)
@@ -127,6 +128,8 @@ def _classified(error: BaseException, wanted: Run | None) -> Failure:
     from tunesmith_trainer.failure import FailureClass, classify, memory_advice
 
     failure = classify(error)
+    if failure.failure_class is FailureClass.OOM and wanted is not None and wanted.task == "evaluation":
+        return replace(failure, remedy=_EVALUATION_MEMORY)
     if failure.failure_class is FailureClass.OOM and wanted is not None:
         training = wanted.spec.training
         advice = memory_advice(
@@ -163,6 +166,38 @@ def _train(wanted: Run, events: Reporter, control: Control, status: StatusFile) 
     loop.tell({"result": result, **_NO_FAILURE})
     loop.session.group.close()
     return code
+
+
+def _evaluate(wanted: Run, events: Reporter, control: Control, status: StatusFile) -> int:
+    from tunesmith_trainer.control import StopWanted
+    from tunesmith_trainer.evaluation.run import Evaluation
+
+    evaluation = Evaluation(wanted, events, control, status)
+    try:
+        evaluation.evaluate()
+        result, code = "completed", COMPLETED
+    except StopWanted:
+        evaluation.save()
+        result, code = "checkpointed", CHECKPOINTED
+    finally:
+        evaluation.close()
+    evaluation.tell({"result": result, **_NO_FAILURE})
+    return code
+
+
+def _export(wanted: Run, events: Reporter, control: Control, status: StatusFile) -> int:
+    """Nothing of an export is worth keeping: one that is to stop begins anew, unless it ends before."""
+    from tunesmith_trainer import exporting
+    from tunesmith_trainer.phase import Phase
+
+    status.write({"phase": Phase.EXPORT, "step": 0, "total_steps": 1})
+    exporting.export(wanted, events)
+    done = {"phase": Phase.EXPORT, "step": 1, "total_steps": 1}
+    status.finish(done, {"result": "completed", **_NO_FAILURE})
+    return COMPLETED
+
+
+_TASKS = {"training": _train, "evaluation": _evaluate, "export": _export}
 
 
 if __name__ == "__main__":

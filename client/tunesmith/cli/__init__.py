@@ -48,9 +48,30 @@ COMMANDS = {
         "Jobs", "tunesmith.cli.history:checkpoints", "List, keep and let go a job's checkpoints."
     ),
     "datasets": _Entry(
-        "Data and models", "tunesmith.cli.datasets:datasets", "Import, check and list datasets."
+        "Data and models", "tunesmith.cli.datasets:datasets", "Import, check, look into and derive datasets."
+    ),
+    "prompts": _Entry(
+        "Data and models", "tunesmith.cli.prompts:prompts", "Templates that make prompts of rows."
     ),
     "models": _Entry("Data and models", "tunesmith.cli.models:models", "Base models, models and versions."),
+    "evaluate": _Entry(
+        "Data and models", "tunesmith.cli.evaluations:evaluate", "Judge models on a dataset, as a job."
+    ),
+    "evaluations": _Entry(
+        "Data and models", "tunesmith.cli.evaluations:evaluations", "Scores, rows side by side, comparisons."
+    ),
+    "convert": _Entry(
+        "Data and models",
+        "tunesmith.cli.evaluations:convert",
+        "Make a version from a checkpoint, or merge one.",
+    ),
+    "chat": _Entry("Data and models", "tunesmith.cli.chat:chat", "Talk to a model, or to two at once."),
+    "verify": _Entry(
+        "Data and models", "tunesmith.cli.proofs:verify", "Check a version, or an exported one, to the byte."
+    ),
+    "reproduce": _Entry(
+        "Data and models", "tunesmith.cli.proofs:reproduce", "Train a version again and compare the bits."
+    ),
     "alerts": _Entry("Fleet", "tunesmith.cli.alerts:alerts", "Alert rules, what they found, who is told."),
     "nodes": _Entry("Fleet", "tunesmith.cli.nodes:nodes", "The machines of the fleet: list, close, open."),
     "quota": _Entry("Fleet", "tunesmith.cli.quota:quota", "What the project may use of the fleet."),

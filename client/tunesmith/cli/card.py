@@ -26,13 +26,15 @@ def print_card(job: jobs_pb2.Job, attempts: Sequence[state_pb2.Attempt]) -> None
         [
             ("base model", escape(names.last_part(job.base_model.name) or job.spec.base_model)),
             ("dataset", escape(_dataset(job))),
-            ("training", escape(_training(job))),
+            ("training", escape(_training(job)) if _trains(job) else ""),
+            ("works on", escape(", ".join(each.name for each in job.targets)) if not _trains(job) else ""),
             ("progress", _progress(job)),
             ("loss", _loss(job)),
             ("checkpoint", _checkpoint(job)),
             ("forked from", _origin(job)),
             ("moving to", job.move.node),
             ("model", _model(job.model_version)),
+            ("evaluation", names.last_part(job.evaluation)),
             (
                 "created",
                 f"{text.clock(job.create_time)} ({text.ago(job.create_time)}) by {escape(job.creator)}",
@@ -120,8 +122,12 @@ def _progress(job: jobs_pb2.Job) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def _trains(job: jobs_pb2.Job) -> bool:
+    return not (job.spec.HasField("evaluation") or job.spec.HasField("export"))
+
+
 def _loss(job: jobs_pb2.Job) -> str:
-    if not job.progress.step:
+    if not job.progress.step or not _trains(job):
         return ""
     held_out = f", held out {text.loss(job.progress.eval_loss)}" if job.progress.HasField("eval_loss") else ""
     return f"{text.loss(job.progress.first_loss)} → {text.loss(job.progress.loss)}{held_out}"

@@ -9,13 +9,10 @@ from rich.markup import escape
 
 from tunesmith import names
 from tunesmith.api.registry.v1 import models_pb2
-from tunesmith.cli import text
+from tunesmith.cli import proofs, stages, text
 from tunesmith.cli.session import connect, console
 from tunesmith.cli.table import print_facts, print_json, print_table
 from tunesmith.cli.transfer import upload_bar
-
-_STAGES = models_pb2.DESCRIPTOR.enum_types_by_name["ModelStage"]
-_STYLES = {"NONE": "dim", "STAGING": "cyan", "PRODUCTION": "green", "ARCHIVED": "magenta"}
 
 
 @click.group()
@@ -30,6 +27,8 @@ def models() -> None:
       tunesmith models import-base ./SmolLM2-135M-Instruct --id smollm2-135m-instruct
       tunesmith models versions support-bot
       tunesmith models stage support-bot@3 production
+      tunesmith models lineage support-bot@production
+      tunesmith models export support-bot@3 ./support-bot
     """
 
 
@@ -58,6 +57,62 @@ def bases(ctx: click.Context, as_json: bool) -> None:
             for base in found
         ],
         "no base models; `tunesmith models import-base FOLDER --id NAME` enters one",
+    )
+
+
+@models.command()
+@click.argument("name", metavar="BASE_MODEL")
+@click.option("--batch-size", default=1, show_default=True, help="Rows a step that memory is told for.")
+@click.option("--max-length", default=0, help="Tokens a row that memory is told for. Default 1,024.")
+@click.option("--license", "license_", help="New licence.")
+@click.option("--tag", "tags", multiple=True, help="Word for filters; those given replace all.")
+@click.option("--language", "languages", multiple=True, help="Language; those given replace all.")
+@click.option("--task", "tasks", multiple=True, help="Task; those given replace all.")
+@click.option("--delete", is_flag=True, help="Delete it, if no version was made from it.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def base(
+    ctx: click.Context,
+    name: str,
+    batch_size: int,
+    max_length: int,
+    license_: str | None,
+    tags: tuple[str, ...],
+    languages: tuple[str, ...],
+    tasks: tuple[str, ...],
+    delete: bool,
+    as_json: bool,
+) -> None:
+    """Show a base model and the memory it needs; change what is said of it, or delete it."""
+    with connect(ctx) as client:
+        if delete:
+            client.models.delete_base(name)
+            console().print(f"deleted {escape(name)}")
+            return
+        if license_ is not None or tags or languages or tasks:
+            client.models.update_base(name, license=license_, tags=tags, languages=languages, tasks=tasks)
+        answer = client.models.base(name, batch_size=batch_size, max_length=max_length)
+    if as_json:
+        print_json(answer)
+        return
+    found, needs = answer.base_model, answer.memory
+    told = answer.HasField("memory")
+    print_facts(
+        [
+            ("base model", found.base_model_id),
+            ("architecture", escape(found.architecture)),
+            ("parameters", text.count(found.num_parameters)),
+            ("context", f"{found.context_length:,}" if found.context_length else ""),
+            ("licence", escape(found.license)),
+            ("languages", escape(" ".join(found.languages))),
+            ("tasks", escape(" ".join(found.tasks))),
+            ("tags", escape(" ".join(found.tags))),
+            ("to load it", text.size(needs.load_bytes) if told else ""),
+            ("to train LoRA", text.size(needs.lora_bytes) if told else ""),
+            ("to train all", text.size(needs.full_bytes) if told else ""),
+            ("counted with", f"{needs.batch_size} x {needs.max_length:,} tokens" if told else ""),
+            ("digest", found.digest),
+        ]
     )
 
 
@@ -132,11 +187,12 @@ def versions(ctx: click.Context, model: str, as_json: bool) -> None:
         print_json(found)
         return
     print_table(
-        ["VERSION", "STAGE", "BASE MODEL", "METRICS", "SIZE", "JOB", "REGISTERED"],
+        ["VERSION", "STAGE", "ALIASES", "BASE MODEL", "METRICS", "SIZE", "JOB", "REGISTERED"],
         [
             (
                 _short(version),
                 _stage(version),
+                " ".join(version.aliases) or "-",
                 names.last_part(version.base_model),
                 _metrics(version),
                 text.size(version.size_bytes),
@@ -164,8 +220,12 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
     console().print(f"[bold]{_short(version)}[/bold]  {_stage(version)}")
     print_facts(
         [
+            ("aliases", " ".join(version.aliases)),
+            ("description", escape(version.description)),
+            ("labels", escape(" ".join(f"{key}={value}" for key, value in sorted(version.labels.items())))),
+            ("pinned", "yes" if version.pinned else ""),
             ("base model", names.last_part(version.base_model)),
-            ("dataset", _short_version(version.dataset_version)),
+            ("dataset", stages.short(version.dataset_version)),
             ("job", names.last_part(version.job)),
             ("metrics", _metrics(version)),
             ("size", text.size(version.size_bytes)),
@@ -183,36 +243,17 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
     )
 
 
-@models.command()
-@click.argument("version", metavar="MODEL@VERSION")
-@click.argument("stage", type=click.Choice(names.choices(_STAGES)))
-@click.option("--reason", default="", help="Why, for people.")
-@click.option("--json", "as_json", is_flag=True, help="Print the version as one JSON object.")
-@click.pass_context
-def stage(ctx: click.Context, version: str, stage: str, reason: str, as_json: bool) -> None:
-    """Move a version to another stage; the version that was in production before becomes archived."""
-    with connect(ctx) as client:
-        moved = client.models.set_stage(version, stage, reason=reason)
-    if as_json:
-        print_json(moved)
-        return
-    console().print(f"[bold]{_short(moved)}[/bold] is now {_stage(moved)}")
-
-
 def _short(version: models_pb2.ModelVersion) -> str:
-    return _short_version(version.name)
-
-
-def _short_version(name: str) -> str:
-    parent, _, number = name.rpartition("/versions/")
-    return f"{names.last_part(parent)}@{number}" if parent else name
+    return stages.short(version.name)
 
 
 def _stage(version: models_pb2.ModelVersion) -> str:
-    name = names.short(_STAGES, version.stage)
-    style = _STYLES.get(name, "default")
-    return f"[{style}]{name.capitalize()}[/{style}]"
+    return stages.styled(version.stage)
 
 
 def _metrics(version: models_pb2.ModelVersion) -> str:
     return escape(" ".join(f"{key}={text.loss(value)}" for key, value in sorted(version.metrics.items())))
+
+
+for _command in (*stages.COMMANDS, *proofs.COMMANDS):
+    models.add_command(_command)

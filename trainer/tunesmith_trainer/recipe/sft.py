@@ -67,6 +67,14 @@ class Sft:
 RECIPE = Sft()
 
 
+def tokenize(
+    row: Row, chat: ChatFormat, tokenizer: PreTrainedTokenizerFast, max_length: int
+) -> Example | None:
+    """The example that training makes of a row; None when it has nothing to learn."""
+    tokens, labels = next(_tokenize([row], chat, tokenizer))
+    return _example(tokens[:max_length], labels[:max_length])
+
+
 def _tokenize(
     rows: list[Row], chat: ChatFormat, tokenizer: PreTrainedTokenizerFast
 ) -> Iterator[tuple[list[int], list[bool]]]:

@@ -6,9 +6,11 @@ REST, and which values are accepted. Servers enforce these options and clients m
 so a limit stands in one place only.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pb2 as _descriptor_pb2
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import extension_dict as _extension_dict
 import builtins as _builtins
 import sys
@@ -78,6 +80,7 @@ class Limits(_message.Message):
     REMEDY_FIELD_NUMBER: _builtins.int
     PARTIAL_FIELD_NUMBER: _builtins.int
     KEY_PATTERN_FIELD_NUMBER: _builtins.int
+    UNLESS_FIELD_NUMBER: _builtins.int
     required: _builtins.bool
     """The field must be set: non-empty text, a present message, at least one element."""
     min: _builtins.float
@@ -100,6 +103,10 @@ class Limits(_message.Message):
     """The message holds edits: what is required in it otherwise may be left out."""
     key_pattern: _builtins.str
     """Regular expression that every key of a map must match (RE2 syntax)."""
+    @_builtins.property
+    def unless(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fields of the same message; when one of them is set, `required` does not apply."""
+
     def __init__(
         self,
         *,
@@ -114,10 +121,11 @@ class Limits(_message.Message):
         remedy: _builtins.str = ...,
         partial: _builtins.bool = ...,
         key_pattern: _builtins.str = ...,
+        unless: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_above", b"_above", "_below", b"_below", "_max", b"_max", "_min", b"_min", "above", b"above", "below", b"below", "max", b"max", "min", b"min"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_above", b"_above", "_below", b"_below", "_max", b"_max", "_min", b"_min", "above", b"above", "below", b"below", "key_pattern", b"key_pattern", "max", b"max", "max_items", b"max_items", "max_length", b"max_length", "min", b"min", "partial", b"partial", "pattern", b"pattern", "remedy", b"remedy", "required", b"required"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_above", b"_above", "_below", b"_below", "_max", b"_max", "_min", b"_min", "above", b"above", "below", b"below", "key_pattern", b"key_pattern", "max", b"max", "max_items", b"max_items", "max_length", b"max_length", "min", b"min", "partial", b"partial", "pattern", b"pattern", "remedy", b"remedy", "required", b"required", "unless", b"unless"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__above: _TypeAlias = _typing.Literal["above"]  # noqa: Y015
     _WhichOneofArgType__above: _TypeAlias = _typing.Literal["_above", b"_above"]  # noqa: Y015

@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from tunesmith.api.jobs.v1 import evaluation_pb2 as tunesmith_dot_api_dot_jobs_dot_v1_dot_evaluation__pb2
 from tunesmith.api.jobs.v1 import spec_pb2 as tunesmith_dot_api_dot_jobs_dot_v1_dot_spec__pb2
 from tunesmith.api.jobs.v1 import state_pb2 as tunesmith_dot_api_dot_jobs_dot_v1_dot_state__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tunesmith/api/jobs/v1/events.proto\x12\x15tunesmith.api.jobs.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tunesmith/api/jobs/v1/spec.proto\x1a!tunesmith/api/jobs/v1/state.proto\"\xc8\x07\n\x08JobEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0b\n\x03job\x18\x05 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x06 \x01(\t\x12\r\n\x05\x65poch\x18\x07 \x01(\x03\x12\x13\n\x0btraceparent\x18\x08 \x01(\t\x12\x34\n\x07\x63reated\x18\x14 \x01(\x0b\x32!.tunesmith.api.jobs.v1.JobCreatedH\x00\x12?\n\rstate_changed\x18\x15 \x01(\x0b\x32&.tunesmith.api.jobs.v1.JobStateChangedH\x00\x12K\n\x15\x61ttempt_state_changed\x18\x16 \x01(\x0b\x32*.tunesmith.api.jobs.v1.AttemptStateChangedH\x00\x12J\n\x14\x63heckpoint_committed\x18\x17 \x01(\x0b\x32*.tunesmith.api.jobs.v1.CheckpointCommittedH\x00\x12=\n\x0coutput_ready\x18\x18 \x01(\x0b\x32%.tunesmith.api.jobs.v1.JobOutputReadyH\x00\x12I\n\x14stale_report_refused\x18\x19 \x01(\x0b\x32).tunesmith.api.jobs.v1.StaleReportRefusedH\x00\x12\x34\n\x07updated\x18\x1a \x01(\x0b\x32!.tunesmith.api.jobs.v1.JobUpdatedH\x00\x12\x34\n\x07\x64\x65leted\x18\x1b \x01(\x0b\x32!.tunesmith.api.jobs.v1.JobDeletedH\x00\x12\x41\n\x0emove_requested\x18\x1c \x01(\x0b\x32\'.tunesmith.api.jobs.v1.JobMoveRequestedH\x00\x12\x38\n\x07\x64rifted\x18\x1d \x01(\x0b\x32%.tunesmith.api.jobs.v1.AttemptDriftedH\x00\x12\x46\n\x12\x63heckpoint_expired\x18\x1e \x01(\x0b\x32(.tunesmith.api.jobs.v1.CheckpointExpiredH\x00\x12\x44\n\x11\x63heckpoint_pinned\x18\x1f \x01(\x0b\x32\'.tunesmith.api.jobs.v1.CheckpointPinnedH\x00\x42\x07\n\x05\x65vent\"r\n\nJobCreated\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.JobSpec\x12\x36\n\x0b\x66orked_from\x18\x02 \x01(\x0b\x32!.tunesmith.api.jobs.v1.ForkOrigin\"7\n\nForkOrigin\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\":\n\nJobUpdated\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.JobSpec\"\x0c\n\nJobDeleted\" \n\x10JobMoveRequested\x12\x0c\n\x04node\x18\x01 \x01(\t\"\x1f\n\x0e\x41ttemptDrifted\x12\r\n\x05\x64rift\x18\x01 \x03(\t\"L\n\x10\x43heckpointPinned\x12\x38\n\ncheckpoint\x18\x01 \x01(\x0b\x32$.tunesmith.api.jobs.v1.CheckpointRef\"M\n\x11\x43heckpointExpired\x12\x38\n\ncheckpoint\x18\x01 \x01(\x0b\x32$.tunesmith.api.jobs.v1.CheckpointRef\"\xf5\x01\n\x0fJobStateChanged\x12\x33\n\nfrom_state\x18\x01 \x01(\x0e\x32\x1f.tunesmith.api.jobs.v1.JobState\x12\x31\n\x08to_state\x18\x02 \x01(\x0e\x32\x1f.tunesmith.api.jobs.v1.JobState\x12\x32\n\x06reason\x18\x03 \x01(\x0e\x32\".tunesmith.api.jobs.v1.StateReason\x12/\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.Failure\x12\x15\n\rmodel_version\x18\x05 \x01(\t\"\xc5\x01\n\x13\x41ttemptStateChanged\x12\x37\n\nfrom_state\x18\x01 \x01(\x0e\x32#.tunesmith.api.jobs.v1.AttemptState\x12\x35\n\x08to_state\x18\x02 \x01(\x0e\x32#.tunesmith.api.jobs.v1.AttemptState\x12\r\n\x05nodes\x18\x03 \x03(\t\x12/\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.Failure\"O\n\x13\x43heckpointCommitted\x12\x38\n\ncheckpoint\x18\x01 \x01(\x0b\x32$.tunesmith.api.jobs.v1.CheckpointRef\"\xea\x01\n\x0eJobOutputReady\x12\x17\n\x0fmanifest_digest\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x17\n\x0f\x64\x61taset_version\x18\x04 \x01(\t\x12N\n\rfinal_metrics\x18\x05 \x03(\x0b\x32\x37.tunesmith.api.jobs.v1.JobOutputReady.FinalMetricsEntry\x1a\x33\n\x11\x46inalMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"N\n\x12StaleReportRefused\x12\x13\n\x0bstale_epoch\x18\x01 \x01(\x03\x12\x15\n\rcurrent_epoch\x18\x02 \x01(\x03\x12\x0c\n\x04node\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tunesmith/api/jobs/v1/events.proto\x12\x15tunesmith.api.jobs.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&tunesmith/api/jobs/v1/evaluation.proto\x1a tunesmith/api/jobs/v1/spec.proto\x1a!tunesmith/api/jobs/v1/state.proto\"\xc8\x07\n\x08JobEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0b\n\x03job\x18\x05 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x06 \x01(\t\x12\r\n\x05\x65poch\x18\x07 \x01(\x03\x12\x13\n\x0btraceparent\x18\x08 \x01(\t\x12\x34\n\x07\x63reated\x18\x14 \x01(\x0b\x32!.tunesmith.api.jobs.v1.JobCreatedH\x00\x12?\n\rstate_changed\x18\x15 \x01(\x0b\x32&.tunesmith.api.jobs.v1.JobStateChangedH\x00\x12K\n\x15\x61ttempt_state_changed\x18\x16 \x01(\x0b\x32*.tunesmith.api.jobs.v1.AttemptStateChangedH\x00\x12J\n\x14\x63heckpoint_committed\x18\x17 \x01(\x0b\x32*.tunesmith.api.jobs.v1.CheckpointCommittedH\x00\x12=\n\x0coutput_ready\x18\x18 \x01(\x0b\x32%.tunesmith.api.jobs.v1.JobOutputReadyH\x00\x12I\n\x14stale_report_refused\x18\x19 \x01(\x0b\x32).tunesmith.api.jobs.v1.StaleReportRefusedH\x00\x12\x34\n\x07updated\x18\x1a \x01(\x0b\x32!.tunesmith.api.jobs.v1.JobUpdatedH\x00\x12\x34\n\x07\x64\x65leted\x18\x1b \x01(\x0b\x32!.tunesmith.api.jobs.v1.JobDeletedH\x00\x12\x41\n\x0emove_requested\x18\x1c \x01(\x0b\x32\'.tunesmith.api.jobs.v1.JobMoveRequestedH\x00\x12\x38\n\x07\x64rifted\x18\x1d \x01(\x0b\x32%.tunesmith.api.jobs.v1.AttemptDriftedH\x00\x12\x46\n\x12\x63heckpoint_expired\x18\x1e \x01(\x0b\x32(.tunesmith.api.jobs.v1.CheckpointExpiredH\x00\x12\x44\n\x11\x63heckpoint_pinned\x18\x1f \x01(\x0b\x32\'.tunesmith.api.jobs.v1.CheckpointPinnedH\x00\x42\x07\n\x05\x65vent\"r\n\nJobCreated\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.JobSpec\x12\x36\n\x0b\x66orked_from\x18\x02 \x01(\x0b\x32!.tunesmith.api.jobs.v1.ForkOrigin\"7\n\nForkOrigin\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\":\n\nJobUpdated\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.JobSpec\"\x0c\n\nJobDeleted\" \n\x10JobMoveRequested\x12\x0c\n\x04node\x18\x01 \x01(\t\"\x1f\n\x0e\x41ttemptDrifted\x12\r\n\x05\x64rift\x18\x01 \x03(\t\"L\n\x10\x43heckpointPinned\x12\x38\n\ncheckpoint\x18\x01 \x01(\x0b\x32$.tunesmith.api.jobs.v1.CheckpointRef\"M\n\x11\x43heckpointExpired\x12\x38\n\ncheckpoint\x18\x01 \x01(\x0b\x32$.tunesmith.api.jobs.v1.CheckpointRef\"\x89\x02\n\x0fJobStateChanged\x12\x33\n\nfrom_state\x18\x01 \x01(\x0e\x32\x1f.tunesmith.api.jobs.v1.JobState\x12\x31\n\x08to_state\x18\x02 \x01(\x0e\x32\x1f.tunesmith.api.jobs.v1.JobState\x12\x32\n\x06reason\x18\x03 \x01(\x0e\x32\".tunesmith.api.jobs.v1.StateReason\x12/\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.Failure\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12\x12\n\nevaluation\x18\x06 \x01(\t\"\xc5\x01\n\x13\x41ttemptStateChanged\x12\x37\n\nfrom_state\x18\x01 \x01(\x0e\x32#.tunesmith.api.jobs.v1.AttemptState\x12\x35\n\x08to_state\x18\x02 \x01(\x0e\x32#.tunesmith.api.jobs.v1.AttemptState\x12\r\n\x05nodes\x18\x03 \x03(\t\x12/\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.Failure\"O\n\x13\x43heckpointCommitted\x12\x38\n\ncheckpoint\x18\x01 \x01(\x0b\x32$.tunesmith.api.jobs.v1.CheckpointRef\"\xdb\x02\n\x0eJobOutputReady\x12\x17\n\x0fmanifest_digest\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x17\n\x0f\x64\x61taset_version\x18\x04 \x01(\t\x12N\n\rfinal_metrics\x18\x05 \x03(\x0b\x32\x37.tunesmith.api.jobs.v1.JobOutputReady.FinalMetricsEntry\x12\x34\n\x07targets\x18\x14 \x03(\x0b\x32#.tunesmith.api.jobs.v1.PinnedTarget\x12\x39\n\nevaluation\x18\x15 \x01(\x0b\x32%.tunesmith.api.jobs.v1.EvaluationSpec\x1a\x33\n\x11\x46inalMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"N\n\x12StaleReportRefused\x12\x13\n\x0bstale_epoch\x18\x01 \x01(\x03\x12\x15\n\rcurrent_epoch\x18\x02 \x01(\x03\x12\x0c\n\x04node\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,34 +37,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOBOUTPUTREADY_FINALMETRICSENTRY']._loaded_options = None
   _globals['_JOBOUTPUTREADY_FINALMETRICSENTRY']._serialized_options = b'8\001'
-  _globals['_JOBEVENT']._serialized_start=164
-  _globals['_JOBEVENT']._serialized_end=1132
-  _globals['_JOBCREATED']._serialized_start=1134
-  _globals['_JOBCREATED']._serialized_end=1248
-  _globals['_FORKORIGIN']._serialized_start=1250
-  _globals['_FORKORIGIN']._serialized_end=1305
-  _globals['_JOBUPDATED']._serialized_start=1307
-  _globals['_JOBUPDATED']._serialized_end=1365
-  _globals['_JOBDELETED']._serialized_start=1367
-  _globals['_JOBDELETED']._serialized_end=1379
-  _globals['_JOBMOVEREQUESTED']._serialized_start=1381
-  _globals['_JOBMOVEREQUESTED']._serialized_end=1413
-  _globals['_ATTEMPTDRIFTED']._serialized_start=1415
-  _globals['_ATTEMPTDRIFTED']._serialized_end=1446
-  _globals['_CHECKPOINTPINNED']._serialized_start=1448
-  _globals['_CHECKPOINTPINNED']._serialized_end=1524
-  _globals['_CHECKPOINTEXPIRED']._serialized_start=1526
-  _globals['_CHECKPOINTEXPIRED']._serialized_end=1603
-  _globals['_JOBSTATECHANGED']._serialized_start=1606
-  _globals['_JOBSTATECHANGED']._serialized_end=1851
-  _globals['_ATTEMPTSTATECHANGED']._serialized_start=1854
-  _globals['_ATTEMPTSTATECHANGED']._serialized_end=2051
-  _globals['_CHECKPOINTCOMMITTED']._serialized_start=2053
-  _globals['_CHECKPOINTCOMMITTED']._serialized_end=2132
-  _globals['_JOBOUTPUTREADY']._serialized_start=2135
-  _globals['_JOBOUTPUTREADY']._serialized_end=2369
-  _globals['_JOBOUTPUTREADY_FINALMETRICSENTRY']._serialized_start=2318
-  _globals['_JOBOUTPUTREADY_FINALMETRICSENTRY']._serialized_end=2369
-  _globals['_STALEREPORTREFUSED']._serialized_start=2371
-  _globals['_STALEREPORTREFUSED']._serialized_end=2449
+  _globals['_JOBEVENT']._serialized_start=204
+  _globals['_JOBEVENT']._serialized_end=1172
+  _globals['_JOBCREATED']._serialized_start=1174
+  _globals['_JOBCREATED']._serialized_end=1288
+  _globals['_FORKORIGIN']._serialized_start=1290
+  _globals['_FORKORIGIN']._serialized_end=1345
+  _globals['_JOBUPDATED']._serialized_start=1347
+  _globals['_JOBUPDATED']._serialized_end=1405
+  _globals['_JOBDELETED']._serialized_start=1407
+  _globals['_JOBDELETED']._serialized_end=1419
+  _globals['_JOBMOVEREQUESTED']._serialized_start=1421
+  _globals['_JOBMOVEREQUESTED']._serialized_end=1453
+  _globals['_ATTEMPTDRIFTED']._serialized_start=1455
+  _globals['_ATTEMPTDRIFTED']._serialized_end=1486
+  _globals['_CHECKPOINTPINNED']._serialized_start=1488
+  _globals['_CHECKPOINTPINNED']._serialized_end=1564
+  _globals['_CHECKPOINTEXPIRED']._serialized_start=1566
+  _globals['_CHECKPOINTEXPIRED']._serialized_end=1643
+  _globals['_JOBSTATECHANGED']._serialized_start=1646
+  _globals['_JOBSTATECHANGED']._serialized_end=1911
+  _globals['_ATTEMPTSTATECHANGED']._serialized_start=1914
+  _globals['_ATTEMPTSTATECHANGED']._serialized_end=2111
+  _globals['_CHECKPOINTCOMMITTED']._serialized_start=2113
+  _globals['_CHECKPOINTCOMMITTED']._serialized_end=2192
+  _globals['_JOBOUTPUTREADY']._serialized_start=2195
+  _globals['_JOBOUTPUTREADY']._serialized_end=2542
+  _globals['_JOBOUTPUTREADY_FINALMETRICSENTRY']._serialized_start=2491
+  _globals['_JOBOUTPUTREADY_FINALMETRICSENTRY']._serialized_end=2542
+  _globals['_STALEREPORTREFUSED']._serialized_start=2544
+  _globals['_STALEREPORTREFUSED']._serialized_end=2622
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from tunesmith.api.jobs.v1 import evaluation_pb2 as _evaluation_pb2
 from tunesmith.api.jobs.v1 import spec_pb2 as _spec_pb2
 from tunesmith.api.jobs.v1 import state_pb2 as _state_pb2
 import builtins as _builtins
@@ -355,6 +356,7 @@ class JobStateChanged(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     from_state: _state_pb2.JobState.ValueType
     """State before."""
     to_state: _state_pb2.JobState.ValueType
@@ -363,6 +365,8 @@ class JobStateChanged(_message.Message):
     """Why."""
     model_version: _builtins.str
     """Version registered, when SUCCEEDED."""
+    evaluation: _builtins.str
+    """Evaluation entered, when SUCCEEDED."""
     @_builtins.property
     def failure(self) -> _state_pb2.Failure:
         """What went wrong, if something did."""
@@ -375,10 +379,11 @@ class JobStateChanged(_message.Message):
         reason: _state_pb2.StateReason.ValueType = ...,
         failure: _state_pb2.Failure | None = ...,
         model_version: _builtins.str = ...,
+        evaluation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "from_state", b"from_state", "model_version", b"model_version", "reason", b"reason", "to_state", b"to_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "failure", b"failure", "from_state", b"from_state", "model_version", b"model_version", "reason", b"reason", "to_state", b"to_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -448,8 +453,8 @@ Global___CheckpointCommitted: _TypeAlias = CheckpointCommitted  # noqa: Y015
 
 @_typing.final
 class JobOutputReady(_message.Message):
-    """Training finished; the registry verifies the manifest and answers with ModelVersionRegistered
-    or ModelVersionRejected.
+    """Training, evaluation or export finished; the registry verifies the manifest and answers with
+    ModelVersionRegistered, EvaluationCompleted or ModelVersionRejected.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -479,6 +484,8 @@ class JobOutputReady(_message.Message):
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     DATASET_VERSION_FIELD_NUMBER: _builtins.int
     FINAL_METRICS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     manifest_digest: _builtins.str
     """Digest of the output's manifest."""
     model: _builtins.str
@@ -491,6 +498,14 @@ class JobOutputReady(_message.Message):
     def final_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Loss of the first and of the last step, by name."""
 
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[_evaluation_pb2.PinnedTarget]:
+        """What the job evaluated or exported. Empty: it trained."""
+
+    @_builtins.property
+    def evaluation(self) -> _evaluation_pb2.EvaluationSpec:
+        """What an evaluation was asked for. Absent: the job was none."""
+
     def __init__(
         self,
         *,
@@ -499,10 +514,12 @@ class JobOutputReady(_message.Message):
         base_model: _builtins.str = ...,
         dataset_version: _builtins.str = ...,
         final_metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        targets: _abc.Iterable[_evaluation_pb2.PinnedTarget] | None = ...,
+        evaluation: _evaluation_pb2.EvaluationSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "dataset_version", b"dataset_version", "final_metrics", b"final_metrics", "manifest_digest", b"manifest_digest", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "dataset_version", b"dataset_version", "evaluation", b"evaluation", "final_metrics", b"final_metrics", "manifest_digest", b"manifest_digest", "model", b"model", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tunesmith.api.common.v1 import common_pb2 as _common_pb2
+from tunesmith.api.jobs.v1 import evaluation_pb2 as _evaluation_pb2
 from tunesmith.api.jobs.v1 import events_pb2 as _events_pb2
 from tunesmith.api.jobs.v1 import spec_pb2 as _spec_pb2
 from tunesmith.api.jobs.v1 import state_pb2 as _state_pb2
@@ -678,6 +679,7 @@ class Job(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     DATASET_FIELD_NUMBER: _builtins.int
+    PROMPT_TEMPLATE_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
@@ -693,6 +695,8 @@ class Job(_message.Message):
     ACCEPT_DRIFT_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     MICRO_BATCH_DIVISOR_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/{project}/jobs/{job}`, with the job's id."""
     job_id: _builtins.str
@@ -725,6 +729,8 @@ class Job(_message.Message):
     """True when the user accepted that environment or libraries may differ from a checkpoint's."""
     micro_batch_divisor: _builtins.int
     """By how much micro-batches were divided after memory ran out (OOM_POLICY_HALVE_MICRO_BATCH). 0: not."""
+    evaluation: _builtins.str
+    """The evaluation entered, when an evaluation SUCCEEDED."""
     @_builtins.property
     def spec(self) -> _spec_pb2.JobSpec:
         """What was asked for, with every default filled in."""
@@ -748,6 +754,10 @@ class Job(_message.Message):
     @_builtins.property
     def dataset(self) -> Global___ResolvedArtifact:
         """Dataset version as resolved at validation."""
+
+    @_builtins.property
+    def prompt_template(self) -> Global___ResolvedArtifact:
+        """Version of the prompt template as resolved at validation. Absent when none is used."""
 
     @_builtins.property
     def checkpoint(self) -> _state_pb2.CheckpointRef:
@@ -785,6 +795,10 @@ class Job(_message.Message):
     def delete_time(self) -> _timestamp_pb2.Timestamp:
         """When it was deleted; such a job is not listed."""
 
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[_evaluation_pb2.PinnedTarget]:
+        """What an evaluation or export works on, once the registry has resolved it."""
+
     def __init__(
         self,
         *,
@@ -804,6 +818,7 @@ class Job(_message.Message):
         failure: _state_pb2.Failure | None = ...,
         base_model: Global___ResolvedArtifact | None = ...,
         dataset: Global___ResolvedArtifact | None = ...,
+        prompt_template: Global___ResolvedArtifact | None = ...,
         checkpoint: _state_pb2.CheckpointRef | None = ...,
         model_version: _builtins.str = ...,
         samples: _abc.Iterable[_state_pb2.Sample] | None = ...,
@@ -819,10 +834,12 @@ class Job(_message.Message):
         accept_drift: _builtins.bool = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
         micro_batch_divisor: _builtins.int = ...,
+        targets: _abc.Iterable[_evaluation_pb2.PinnedTarget] | None = ...,
+        evaluation: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "checkpoint", b"checkpoint", "create_time", b"create_time", "dataset", b"dataset", "delete_time", b"delete_time", "end_time", b"end_time", "failure", b"failure", "forked_from", b"forked_from", "move", b"move", "progress", b"progress", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "checkpoint", b"checkpoint", "create_time", b"create_time", "dataset", b"dataset", "delete_time", b"delete_time", "end_time", b"end_time", "failure", b"failure", "forked_from", b"forked_from", "move", b"move", "progress", b"progress", "prompt_template", b"prompt_template", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_drift", b"accept_drift", "active", b"active", "base_model", b"base_model", "checkpoint", b"checkpoint", "conditions", b"conditions", "create_time", b"create_time", "creator", b"creator", "dataset", b"dataset", "delete_time", b"delete_time", "desired", b"desired", "display_name", b"display_name", "end_time", b"end_time", "epoch", b"epoch", "failure", b"failure", "forked_from", b"forked_from", "job_id", b"job_id", "micro_batch_divisor", b"micro_batch_divisor", "model_version", b"model_version", "move", b"move", "name", b"name", "progress", b"progress", "revision", b"revision", "samples", b"samples", "spec", b"spec", "spec_digest", b"spec_digest", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "terminal", b"terminal", "traceparent", b"traceparent", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_drift", b"accept_drift", "active", b"active", "base_model", b"base_model", "checkpoint", b"checkpoint", "conditions", b"conditions", "create_time", b"create_time", "creator", b"creator", "dataset", b"dataset", "delete_time", b"delete_time", "desired", b"desired", "display_name", b"display_name", "end_time", b"end_time", "epoch", b"epoch", "evaluation", b"evaluation", "failure", b"failure", "forked_from", b"forked_from", "job_id", b"job_id", "micro_batch_divisor", b"micro_batch_divisor", "model_version", b"model_version", "move", b"move", "name", b"name", "progress", b"progress", "prompt_template", b"prompt_template", "revision", b"revision", "samples", b"samples", "spec", b"spec", "spec_digest", b"spec_digest", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "targets", b"targets", "terminal", b"terminal", "traceparent", b"traceparent", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,6 +11,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from tunesmith.api.jobs.v1 import evaluation_pb2 as _evaluation_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -241,13 +242,17 @@ class JobSpec(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     DEADLINES_FIELD_NUMBER: _builtins.int
     PROMPT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
+    EXPORT_FIELD_NUMBER: _builtins.int
     experiment: _builtins.str
     """Experiment this job belongs to; the job's readable name starts with it. Defaults to `job`."""
     base_model: _builtins.str
-    """Base model: the id of a registered base model, for example `smollm2-135m-instruct`."""
+    """Base model: the id of a registered base model, for example `smollm2-135m-instruct`. An evaluation or
+    export may leave it out: it is that of its targets.
+    """
     dataset: _builtins.str
-    """Training data: the id of a dataset, or `id@version` for one of its versions. Without a
-    version the newest one at submission is taken and recorded.
+    """Data to train on or to evaluate with: the id of a dataset, or `id@version` for one of its versions.
+    Without a version the newest one at submission is taken and recorded. An export needs none.
     """
     method: Global___Method.ValueType
     """Training method."""
@@ -287,6 +292,14 @@ class JobSpec(_message.Message):
     def deadlines(self) -> Global___DeadlineSpec:
         """How long the job may wait, train and take to stop."""
 
+    @_builtins.property
+    def evaluation(self) -> _evaluation_pb2.EvaluationSpec:
+        """Evaluates models instead of training; `adapter`, `training` and `output` then stay as they are."""
+
+    @_builtins.property
+    def export(self) -> _evaluation_pb2.ExportSpec:
+        """Converts a checkpoint or a version instead of training, into a version of `output.model`."""
+
     def __init__(
         self,
         *,
@@ -303,10 +316,12 @@ class JobSpec(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         deadlines: Global___DeadlineSpec | None = ...,
         prompt_template: _builtins.str = ...,
+        evaluation: _evaluation_pb2.EvaluationSpec | None = ...,
+        export: _evaluation_pb2.ExportSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "deadlines", b"deadlines", "output", b"output", "resources", b"resources", "retry", b"retry", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "deadlines", b"deadlines", "evaluation", b"evaluation", "export", b"export", "output", b"output", "resources", b"resources", "retry", b"retry", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "dataset", b"dataset", "deadlines", b"deadlines", "experiment", b"experiment", "labels", b"labels", "method", b"method", "output", b"output", "prompt_template", b"prompt_template", "resources", b"resources", "retry", b"retry", "sample_prompts", b"sample_prompts", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "dataset", b"dataset", "deadlines", b"deadlines", "evaluation", b"evaluation", "experiment", b"experiment", "export", b"export", "labels", b"labels", "method", b"method", "output", b"output", "prompt_template", b"prompt_template", "resources", b"resources", "retry", b"retry", "sample_prompts", b"sample_prompts", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

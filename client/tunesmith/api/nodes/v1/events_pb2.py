@@ -24,40 +24,41 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from tunesmith.api.jobs.v1 import evaluation_pb2 as tunesmith_dot_api_dot_jobs_dot_v1_dot_evaluation__pb2
 from tunesmith.api.jobs.v1 import spec_pb2 as tunesmith_dot_api_dot_jobs_dot_v1_dot_spec__pb2
 from tunesmith.api.jobs.v1 import state_pb2 as tunesmith_dot_api_dot_jobs_dot_v1_dot_state__pb2
 from tunesmith.api.nodes.v1 import nodes_pb2 as tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tunesmith/api/nodes/v1/events.proto\x12\x16tunesmith.api.nodes.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tunesmith/api/jobs/v1/spec.proto\x1a!tunesmith/api/jobs/v1/state.proto\x1a\"tunesmith/api/nodes/v1/nodes.proto\"\x95\x02\n\tNodeEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12<\n\nregistered\x18\x14 \x01(\x0b\x32&.tunesmith.api.nodes.v1.NodeRegisteredH\x00\x12\x41\n\rstate_changed\x18\x15 \x01(\x0b\x32(.tunesmith.api.nodes.v1.NodeStateChangedH\x00\x42\x07\n\x05\x65vent\"<\n\x0eNodeRegistered\x12*\n\x04node\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.nodes.v1.Node\"\x8f\x01\n\x10NodeStateChanged\x12\x35\n\nfrom_state\x18\x01 \x01(\x0e\x32!.tunesmith.api.nodes.v1.NodeState\x12\x33\n\x08to_state\x18\x02 \x01(\x0e\x32!.tunesmith.api.nodes.v1.NodeState\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xa6\x03\n\x0bNodeCommand\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03job\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\x12\x37\n\x06\x61ssign\x18\x14 \x01(\x0b\x32%.tunesmith.api.nodes.v1.AssignAttemptH\x00\x12\x33\n\x04stop\x18\x15 \x01(\x0b\x32#.tunesmith.api.nodes.v1.StopAttemptH\x00\x12\x33\n\x04kill\x18\x16 \x01(\x0b\x32#.tunesmith.api.nodes.v1.KillAttemptH\x00\x12?\n\ncheckpoint\x18\x17 \x01(\x0b\x32).tunesmith.api.nodes.v1.CheckpointAttemptH\x00\x12\x39\n\x07prepare\x18\x18 \x01(\x0b\x32&.tunesmith.api.nodes.v1.PrepareAttemptH\x00\x42\t\n\x07\x63ommand\"\x86\x03\n\rAssignAttempt\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.JobSpec\x12\x13\n\x0bspec_digest\x18\x02 \x01(\t\x12\x19\n\x11\x62\x61se_model_digest\x18\x03 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\x04 \x01(\t\x12\x19\n\x11\x63heckpoint_digest\x18\x05 \x01(\t\x12\x17\n\x0f\x63heckpoint_step\x18\x06 \x01(\x03\x12\x0c\n\x04gpus\x18\x07 \x03(\r\x12\x14\n\x0c\x64isplay_name\x18\x08 \x01(\t\x12.\n\x07samples\x18\t \x03(\x0b\x32\x1d.tunesmith.api.jobs.v1.Sample\x12\x0e\n\x06\x66orked\x18\n \x01(\x08\x12\x14\n\x0c\x61\x63\x63\x65pt_drift\x18\x0b \x01(\x08\x12\x1b\n\x13micro_batch_divisor\x18\x0c \x01(\r\x12\r\n\x05nodes\x18\r \x03(\t\x12\x11\n\tnode_rank\x18\x0e \x01(\r\x12\x12\n\nrendezvous\x18\x0f \x01(\t\":\n\x0bStopAttempt\x12+\n\x08\x64\x65\x61\x64line\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\r\n\x0bKillAttempt\"$\n\x11\x43heckpointAttempt\x12\x0f\n\x07request\x18\x01 \x01(\x03\"^\n\x0ePrepareAttempt\x12\x19\n\x11\x62\x61se_model_digest\x18\x01 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\x02 \x01(\t\x12\x19\n\x11\x63heckpoint_digest\x18\x03 \x01(\t\"\x94\x02\n\rNodeHeartbeat\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x63pu_percent\x18\x03 \x01(\x01\x12\x19\n\x11memory_used_bytes\x18\x04 \x01(\x03\x12\x17\n\x0f\x64isk_free_bytes\x18\x05 \x01(\x03\x12/\n\x04gpus\x18\x06 \x03(\x0b\x32!.tunesmith.api.nodes.v1.GpuSample\x12\x1b\n\x13spool_backlog_bytes\x18\x07 \x01(\x03\x12\x31\n\x06\x66\x61ults\x18\x08 \x03(\x0b\x32!.tunesmith.api.nodes.v1.NodeFault\"U\n\tNodeFault\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05grave\x18\x03 \x01(\x08\x12\x10\n\x03gpu\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x06\n\x04_gpu\"\x84\x01\n\tGpuSample\x12\r\n\x05index\x18\x01 \x01(\r\x12\x1b\n\x13utilization_percent\x18\x02 \x01(\x01\x12\x19\n\x11memory_used_bytes\x18\x03 \x01(\x03\x12\x13\n\x0bpower_watts\x18\x04 \x01(\x01\x12\x1b\n\x13temperature_celsius\x18\x05 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tunesmith/api/nodes/v1/events.proto\x12\x16tunesmith.api.nodes.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&tunesmith/api/jobs/v1/evaluation.proto\x1a tunesmith/api/jobs/v1/spec.proto\x1a!tunesmith/api/jobs/v1/state.proto\x1a\"tunesmith/api/nodes/v1/nodes.proto\"\x95\x02\n\tNodeEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12<\n\nregistered\x18\x14 \x01(\x0b\x32&.tunesmith.api.nodes.v1.NodeRegisteredH\x00\x12\x41\n\rstate_changed\x18\x15 \x01(\x0b\x32(.tunesmith.api.nodes.v1.NodeStateChangedH\x00\x42\x07\n\x05\x65vent\"<\n\x0eNodeRegistered\x12*\n\x04node\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.nodes.v1.Node\"\x8f\x01\n\x10NodeStateChanged\x12\x35\n\nfrom_state\x18\x01 \x01(\x0e\x32!.tunesmith.api.nodes.v1.NodeState\x12\x33\n\x08to_state\x18\x02 \x01(\x0e\x32!.tunesmith.api.nodes.v1.NodeState\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xa6\x03\n\x0bNodeCommand\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03job\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\x12\x37\n\x06\x61ssign\x18\x14 \x01(\x0b\x32%.tunesmith.api.nodes.v1.AssignAttemptH\x00\x12\x33\n\x04stop\x18\x15 \x01(\x0b\x32#.tunesmith.api.nodes.v1.StopAttemptH\x00\x12\x33\n\x04kill\x18\x16 \x01(\x0b\x32#.tunesmith.api.nodes.v1.KillAttemptH\x00\x12?\n\ncheckpoint\x18\x17 \x01(\x0b\x32).tunesmith.api.nodes.v1.CheckpointAttemptH\x00\x12\x39\n\x07prepare\x18\x18 \x01(\x0b\x32&.tunesmith.api.nodes.v1.PrepareAttemptH\x00\x42\t\n\x07\x63ommand\"\xdc\x03\n\rAssignAttempt\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.tunesmith.api.jobs.v1.JobSpec\x12\x13\n\x0bspec_digest\x18\x02 \x01(\t\x12\x19\n\x11\x62\x61se_model_digest\x18\x03 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\x04 \x01(\t\x12\x19\n\x11\x63heckpoint_digest\x18\x05 \x01(\t\x12\x17\n\x0f\x63heckpoint_step\x18\x06 \x01(\x03\x12\x0c\n\x04gpus\x18\x07 \x03(\r\x12\x14\n\x0c\x64isplay_name\x18\x08 \x01(\t\x12.\n\x07samples\x18\t \x03(\x0b\x32\x1d.tunesmith.api.jobs.v1.Sample\x12\x0e\n\x06\x66orked\x18\n \x01(\x08\x12\x14\n\x0c\x61\x63\x63\x65pt_drift\x18\x0b \x01(\x08\x12\x1b\n\x13micro_batch_divisor\x18\x0c \x01(\r\x12\r\n\x05nodes\x18\r \x03(\t\x12\x11\n\tnode_rank\x18\x0e \x01(\r\x12\x12\n\nrendezvous\x18\x0f \x01(\t\x12\x34\n\x07targets\x18\x16 \x03(\x0b\x32#.tunesmith.api.jobs.v1.PinnedTarget\x12\x1e\n\x16prompt_template_digest\x18( \x01(\t\":\n\x0bStopAttempt\x12+\n\x08\x64\x65\x61\x64line\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\r\n\x0bKillAttempt\"$\n\x11\x43heckpointAttempt\x12\x0f\n\x07request\x18\x01 \x01(\x03\"\xb4\x01\n\x0ePrepareAttempt\x12\x19\n\x11\x62\x61se_model_digest\x18\x01 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\x02 \x01(\t\x12\x19\n\x11\x63heckpoint_digest\x18\x03 \x01(\t\x12\x1e\n\x16prompt_template_digest\x18( \x01(\t\x12\x34\n\x07targets\x18\x16 \x03(\x0b\x32#.tunesmith.api.jobs.v1.PinnedTarget\"\x94\x02\n\rNodeHeartbeat\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x63pu_percent\x18\x03 \x01(\x01\x12\x19\n\x11memory_used_bytes\x18\x04 \x01(\x03\x12\x17\n\x0f\x64isk_free_bytes\x18\x05 \x01(\x03\x12/\n\x04gpus\x18\x06 \x03(\x0b\x32!.tunesmith.api.nodes.v1.GpuSample\x12\x1b\n\x13spool_backlog_bytes\x18\x07 \x01(\x03\x12\x31\n\x06\x66\x61ults\x18\x08 \x03(\x0b\x32!.tunesmith.api.nodes.v1.NodeFault\"U\n\tNodeFault\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05grave\x18\x03 \x01(\x08\x12\x10\n\x03gpu\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x06\n\x04_gpu\"\x84\x01\n\tGpuSample\x12\r\n\x05index\x18\x01 \x01(\r\x12\x1b\n\x13utilization_percent\x18\x02 \x01(\x01\x12\x19\n\x11memory_used_bytes\x18\x03 \x01(\x03\x12\x13\n\x0bpower_watts\x18\x04 \x01(\x01\x12\x1b\n\x13temperature_celsius\x18\x05 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tunesmith.api.nodes.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODEEVENT']._serialized_start=234
-  _globals['_NODEEVENT']._serialized_end=511
-  _globals['_NODEREGISTERED']._serialized_start=513
-  _globals['_NODEREGISTERED']._serialized_end=573
-  _globals['_NODESTATECHANGED']._serialized_start=576
-  _globals['_NODESTATECHANGED']._serialized_end=719
-  _globals['_NODECOMMAND']._serialized_start=722
-  _globals['_NODECOMMAND']._serialized_end=1144
-  _globals['_ASSIGNATTEMPT']._serialized_start=1147
-  _globals['_ASSIGNATTEMPT']._serialized_end=1537
-  _globals['_STOPATTEMPT']._serialized_start=1539
-  _globals['_STOPATTEMPT']._serialized_end=1597
-  _globals['_KILLATTEMPT']._serialized_start=1599
-  _globals['_KILLATTEMPT']._serialized_end=1612
-  _globals['_CHECKPOINTATTEMPT']._serialized_start=1614
-  _globals['_CHECKPOINTATTEMPT']._serialized_end=1650
-  _globals['_PREPAREATTEMPT']._serialized_start=1652
-  _globals['_PREPAREATTEMPT']._serialized_end=1746
-  _globals['_NODEHEARTBEAT']._serialized_start=1749
-  _globals['_NODEHEARTBEAT']._serialized_end=2025
-  _globals['_NODEFAULT']._serialized_start=2027
-  _globals['_NODEFAULT']._serialized_end=2112
-  _globals['_GPUSAMPLE']._serialized_start=2115
-  _globals['_GPUSAMPLE']._serialized_end=2247
+  _globals['_NODEEVENT']._serialized_start=274
+  _globals['_NODEEVENT']._serialized_end=551
+  _globals['_NODEREGISTERED']._serialized_start=553
+  _globals['_NODEREGISTERED']._serialized_end=613
+  _globals['_NODESTATECHANGED']._serialized_start=616
+  _globals['_NODESTATECHANGED']._serialized_end=759
+  _globals['_NODECOMMAND']._serialized_start=762
+  _globals['_NODECOMMAND']._serialized_end=1184
+  _globals['_ASSIGNATTEMPT']._serialized_start=1187
+  _globals['_ASSIGNATTEMPT']._serialized_end=1663
+  _globals['_STOPATTEMPT']._serialized_start=1665
+  _globals['_STOPATTEMPT']._serialized_end=1723
+  _globals['_KILLATTEMPT']._serialized_start=1725
+  _globals['_KILLATTEMPT']._serialized_end=1738
+  _globals['_CHECKPOINTATTEMPT']._serialized_start=1740
+  _globals['_CHECKPOINTATTEMPT']._serialized_end=1776
+  _globals['_PREPAREATTEMPT']._serialized_start=1779
+  _globals['_PREPAREATTEMPT']._serialized_end=1959
+  _globals['_NODEHEARTBEAT']._serialized_start=1962
+  _globals['_NODEHEARTBEAT']._serialized_end=2238
+  _globals['_NODEFAULT']._serialized_start=2240
+  _globals['_NODEFAULT']._serialized_end=2325
+  _globals['_GPUSAMPLE']._serialized_start=2328
+  _globals['_GPUSAMPLE']._serialized_end=2460
 # @@protoc_insertion_point(module_scope)

@@ -13,6 +13,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from tunesmith.api.jobs.v1 import evaluation_pb2 as _evaluation_pb2
 from tunesmith.api.jobs.v1 import spec_pb2 as _spec_pb2
 from tunesmith.api.jobs.v1 import state_pb2 as _state_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2 as _nodes_pb2
@@ -232,6 +233,8 @@ class AssignAttempt(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     NODE_RANK_FIELD_NUMBER: _builtins.int
     RENDEZVOUS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    PROMPT_TEMPLATE_DIGEST_FIELD_NUMBER: _builtins.int
     spec_digest: _builtins.str
     """SHA-256 of the spec."""
     base_model_digest: _builtins.str
@@ -254,6 +257,8 @@ class AssignAttempt(_message.Message):
     """Place of this node among them."""
     rendezvous: _builtins.str
     """Host and port at which the ranks of several nodes meet, on the first node. Empty: one node."""
+    prompt_template_digest: _builtins.str
+    """Digest of the prompt template's manifest. Empty: none is used."""
     @_builtins.property
     def spec(self) -> _spec_pb2.JobSpec:
         """What to run, with every default filled in."""
@@ -269,6 +274,10 @@ class AssignAttempt(_message.Message):
     @_builtins.property
     def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Nodes of the attempt by node rank; the first one's agent speaks for the attempt."""
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[_evaluation_pb2.PinnedTarget]:
+        """What an evaluation or export works on."""
 
     def __init__(
         self,
@@ -288,10 +297,12 @@ class AssignAttempt(_message.Message):
         nodes: _abc.Iterable[_builtins.str] | None = ...,
         node_rank: _builtins.int = ...,
         rendezvous: _builtins.str = ...,
+        targets: _abc.Iterable[_evaluation_pb2.PinnedTarget] | None = ...,
+        prompt_template_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_drift", b"accept_drift", "base_model_digest", b"base_model_digest", "checkpoint_digest", b"checkpoint_digest", "checkpoint_step", b"checkpoint_step", "dataset_digest", b"dataset_digest", "display_name", b"display_name", "forked", b"forked", "gpus", b"gpus", "micro_batch_divisor", b"micro_batch_divisor", "node_rank", b"node_rank", "nodes", b"nodes", "rendezvous", b"rendezvous", "samples", b"samples", "spec", b"spec", "spec_digest", b"spec_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_drift", b"accept_drift", "base_model_digest", b"base_model_digest", "checkpoint_digest", b"checkpoint_digest", "checkpoint_step", b"checkpoint_step", "dataset_digest", b"dataset_digest", "display_name", b"display_name", "forked", b"forked", "gpus", b"gpus", "micro_batch_divisor", b"micro_batch_divisor", "node_rank", b"node_rank", "nodes", b"nodes", "prompt_template_digest", b"prompt_template_digest", "rendezvous", b"rendezvous", "samples", b"samples", "spec", b"spec", "spec_digest", b"spec_digest", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -371,22 +382,32 @@ class PrepareAttempt(_message.Message):
     BASE_MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     DATASET_DIGEST_FIELD_NUMBER: _builtins.int
     CHECKPOINT_DIGEST_FIELD_NUMBER: _builtins.int
+    PROMPT_TEMPLATE_DIGEST_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
     base_model_digest: _builtins.str
     """Digest of the base model's manifest."""
     dataset_digest: _builtins.str
     """Digest of the dataset version's manifest."""
     checkpoint_digest: _builtins.str
     """Digest of the newest checkpoint's manifest. Empty: there is none yet."""
+    prompt_template_digest: _builtins.str
+    """Digest of the prompt template's manifest. Empty: none is used."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[_evaluation_pb2.PinnedTarget]:
+        """What an evaluation or export works on."""
+
     def __init__(
         self,
         *,
         base_model_digest: _builtins.str = ...,
         dataset_digest: _builtins.str = ...,
         checkpoint_digest: _builtins.str = ...,
+        prompt_template_digest: _builtins.str = ...,
+        targets: _abc.Iterable[_evaluation_pb2.PinnedTarget] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "checkpoint_digest", b"checkpoint_digest", "dataset_digest", b"dataset_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "checkpoint_digest", b"checkpoint_digest", "dataset_digest", b"dataset_digest", "prompt_template_digest", b"prompt_template_digest", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

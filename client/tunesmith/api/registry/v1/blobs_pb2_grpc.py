@@ -50,6 +50,31 @@ class BlobServiceStub(object):
                 request_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.DownloadBlobRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.DownloadBlobResponse.FromString,
                 _registered_method=True)
+        self.StartUpload = channel.unary_unary(
+                '/tunesmith.api.registry.v1.BlobService/StartUpload',
+                request_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.StartUploadRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.StartUploadResponse.FromString,
+                _registered_method=True)
+        self.UploadPart = channel.stream_unary(
+                '/tunesmith.api.registry.v1.BlobService/UploadPart',
+                request_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.UploadPartRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.UploadPartResponse.FromString,
+                _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/tunesmith.api.registry.v1.BlobService/GetUpload',
+                request_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.GetUploadResponse.FromString,
+                _registered_method=True)
+        self.FinishUpload = channel.unary_unary(
+                '/tunesmith.api.registry.v1.BlobService/FinishUpload',
+                request_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.FinishUploadRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.FinishUploadResponse.FromString,
+                _registered_method=True)
+        self.AbortUpload = channel.unary_unary(
+                '/tunesmith.api.registry.v1.BlobService/AbortUpload',
+                request_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.AbortUploadRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.AbortUploadResponse.FromString,
+                _registered_method=True)
 
 
 class BlobServiceServicer(object):
@@ -77,6 +102,42 @@ class BlobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartUpload(self, request, context):
+        """Begins an upload that can be broken off and taken up again at the byte where it broke.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadPart(self, request_iterator, context):
+        """Appends bytes to an upload. What arrived stays, whatever ends the call. REST sends the bytes as they
+        are: `PUT /api/v1/uploads/{upload}` with the header `Content-Range: bytes FIRST-LAST/*`, or `?offset=`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUpload(self, request, context):
+        """Tells how far an upload has come: `size_bytes` is the offset of the next part.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishUpload(self, request, context):
+        """Ends an upload: its content is stored under its SHA-256.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AbortUpload(self, request, context):
+        """Forgets an upload and what arrived of it. One that nobody goes on with is forgotten by itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BlobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +155,31 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.DownloadBlob,
                     request_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.DownloadBlobRequest.FromString,
                     response_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.DownloadBlobResponse.SerializeToString,
+            ),
+            'StartUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartUpload,
+                    request_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.StartUploadRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.StartUploadResponse.SerializeToString,
+            ),
+            'UploadPart': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadPart,
+                    request_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.UploadPartRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.UploadPartResponse.SerializeToString,
+            ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.GetUploadRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.GetUploadResponse.SerializeToString,
+            ),
+            'FinishUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishUpload,
+                    request_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.FinishUploadRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.FinishUploadResponse.SerializeToString,
+            ),
+            'AbortUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.AbortUpload,
+                    request_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.AbortUploadRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.AbortUploadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +264,141 @@ class BlobService(object):
             '/tunesmith.api.registry.v1.BlobService/DownloadBlob',
             tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.DownloadBlobRequest.SerializeToString,
             tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.DownloadBlobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.registry.v1.BlobService/StartUpload',
+            tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.StartUploadRequest.SerializeToString,
+            tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.StartUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadPart(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/tunesmith.api.registry.v1.BlobService/UploadPart',
+            tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.UploadPartRequest.SerializeToString,
+            tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.UploadPartResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.registry.v1.BlobService/GetUpload',
+            tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.GetUploadRequest.SerializeToString,
+            tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.GetUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.registry.v1.BlobService/FinishUpload',
+            tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.FinishUploadRequest.SerializeToString,
+            tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.FinishUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AbortUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.registry.v1.BlobService/AbortUpload',
+            tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.AbortUploadRequest.SerializeToString,
+            tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.AbortUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,18 @@ class BlobServiceStub:
     """Tells whether content is stored, so that it need not be sent again."""
     DownloadBlob: _grpc.UnaryStreamMultiCallable[_blobs_pb2.DownloadBlobRequest, _blobs_pb2.DownloadBlobResponse]
     """Streams the content of a digest."""
+    StartUpload: _grpc.UnaryUnaryMultiCallable[_blobs_pb2.StartUploadRequest, _blobs_pb2.StartUploadResponse]
+    """Begins an upload that can be broken off and taken up again at the byte where it broke."""
+    UploadPart: _grpc.StreamUnaryMultiCallable[_blobs_pb2.UploadPartRequest, _blobs_pb2.UploadPartResponse]
+    """Appends bytes to an upload. What arrived stays, whatever ends the call. REST sends the bytes as they
+    are: `PUT /api/v1/uploads/{upload}` with the header `Content-Range: bytes FIRST-LAST/*`, or `?offset=`.
+    """
+    GetUpload: _grpc.UnaryUnaryMultiCallable[_blobs_pb2.GetUploadRequest, _blobs_pb2.GetUploadResponse]
+    """Tells how far an upload has come: `size_bytes` is the offset of the next part."""
+    FinishUpload: _grpc.UnaryUnaryMultiCallable[_blobs_pb2.FinishUploadRequest, _blobs_pb2.FinishUploadResponse]
+    """Ends an upload: its content is stored under its SHA-256."""
+    AbortUpload: _grpc.UnaryUnaryMultiCallable[_blobs_pb2.AbortUploadRequest, _blobs_pb2.AbortUploadResponse]
+    """Forgets an upload and what arrived of it. One that nobody goes on with is forgotten by itself."""
 
 @_typing.type_check_only
 class BlobServiceAsyncStub(BlobServiceStub):
@@ -51,6 +63,18 @@ class BlobServiceAsyncStub(BlobServiceStub):
     """Tells whether content is stored, so that it need not be sent again."""
     DownloadBlob: _aio.UnaryStreamMultiCallable[_blobs_pb2.DownloadBlobRequest, _blobs_pb2.DownloadBlobResponse]  # type: ignore[assignment]
     """Streams the content of a digest."""
+    StartUpload: _aio.UnaryUnaryMultiCallable[_blobs_pb2.StartUploadRequest, _blobs_pb2.StartUploadResponse]  # type: ignore[assignment]
+    """Begins an upload that can be broken off and taken up again at the byte where it broke."""
+    UploadPart: _aio.StreamUnaryMultiCallable[_blobs_pb2.UploadPartRequest, _blobs_pb2.UploadPartResponse]  # type: ignore[assignment]
+    """Appends bytes to an upload. What arrived stays, whatever ends the call. REST sends the bytes as they
+    are: `PUT /api/v1/uploads/{upload}` with the header `Content-Range: bytes FIRST-LAST/*`, or `?offset=`.
+    """
+    GetUpload: _aio.UnaryUnaryMultiCallable[_blobs_pb2.GetUploadRequest, _blobs_pb2.GetUploadResponse]  # type: ignore[assignment]
+    """Tells how far an upload has come: `size_bytes` is the offset of the next part."""
+    FinishUpload: _aio.UnaryUnaryMultiCallable[_blobs_pb2.FinishUploadRequest, _blobs_pb2.FinishUploadResponse]  # type: ignore[assignment]
+    """Ends an upload: its content is stored under its SHA-256."""
+    AbortUpload: _aio.UnaryUnaryMultiCallable[_blobs_pb2.AbortUploadRequest, _blobs_pb2.AbortUploadResponse]  # type: ignore[assignment]
+    """Forgets an upload and what arrived of it. One that nobody goes on with is forgotten by itself."""
 
 class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
     """Content by digest."""
@@ -78,5 +102,47 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_blobs_pb2.DownloadBlobResponse], _abc.AsyncIterator[_blobs_pb2.DownloadBlobResponse]]:
         """Streams the content of a digest."""
+
+    @_abc_1.abstractmethod
+    def StartUpload(
+        self,
+        request: _blobs_pb2.StartUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_blobs_pb2.StartUploadResponse, _abc.Awaitable[_blobs_pb2.StartUploadResponse]]:
+        """Begins an upload that can be broken off and taken up again at the byte where it broke."""
+
+    @_abc_1.abstractmethod
+    def UploadPart(
+        self,
+        request_iterator: _MaybeAsyncIterator[_blobs_pb2.UploadPartRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_blobs_pb2.UploadPartResponse, _abc.Awaitable[_blobs_pb2.UploadPartResponse]]:
+        """Appends bytes to an upload. What arrived stays, whatever ends the call. REST sends the bytes as they
+        are: `PUT /api/v1/uploads/{upload}` with the header `Content-Range: bytes FIRST-LAST/*`, or `?offset=`.
+        """
+
+    @_abc_1.abstractmethod
+    def GetUpload(
+        self,
+        request: _blobs_pb2.GetUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_blobs_pb2.GetUploadResponse, _abc.Awaitable[_blobs_pb2.GetUploadResponse]]:
+        """Tells how far an upload has come: `size_bytes` is the offset of the next part."""
+
+    @_abc_1.abstractmethod
+    def FinishUpload(
+        self,
+        request: _blobs_pb2.FinishUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_blobs_pb2.FinishUploadResponse, _abc.Awaitable[_blobs_pb2.FinishUploadResponse]]:
+        """Ends an upload: its content is stored under its SHA-256."""
+
+    @_abc_1.abstractmethod
+    def AbortUpload(
+        self,
+        request: _blobs_pb2.AbortUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_blobs_pb2.AbortUploadResponse, _abc.Awaitable[_blobs_pb2.AbortUploadResponse]]:
+        """Forgets an upload and what arrived of it. One that nobody goes on with is forgotten by itself."""
 
 def add_BlobServiceServicer_to_server(servicer: BlobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

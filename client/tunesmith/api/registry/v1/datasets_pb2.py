@@ -27,25 +27,63 @@ from tunesmith.api.common.v1 import common_pb2 as tunesmith_dot_api_dot_common_d
 from tunesmith.api.common.v1 import options_pb2 as tunesmith_dot_api_dot_common_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tunesmith/api/registry/v1/datasets.proto\x12\x19tunesmith.api.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$tunesmith/api/common/v1/common.proto\x1a%tunesmith/api/common/v1/options.proto\"\xbd\x03\n\x14ImportDatasetRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12}\n\ndataset_id\x18\x02 \x01(\tBi\xb2\xbb\x18\x65\x08\x01\x32\x1b[a-z0-9]([a-z0-9._-]{0,62})JDuse 1 to 63 lower-case letters, digits, dots, dashes and underscores\x12j\n\rsource_digest\x18\x03 \x01(\tBS\xb2\xbb\x18O\x08\x01\x32\x0c[0-9a-f]{64}J=upload the file first and give the digest the upload returned\x12\x38\n\x06\x66ormat\x18\x04 \x01(\x0e\x32(.tunesmith.api.registry.v1.DatasetFormat\x12\x17\n\x06source\x18\x05 \x01(\tB\x07\xb2\xbb\x18\x03\x38\xe8\x07\x12\x1c\n\x0b\x64\x65scription\x18\x06 \x01(\tB\x07\xb2\xbb\x18\x03\x38\x90N\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\x12\x1a\n\nrequest_id\x18\x08 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"\x90\x01\n\x15ImportDatasetResponse\x12:\n\x07version\x18\x01 \x01(\x0b\x32).tunesmith.api.registry.v1.DatasetVersion\x12;\n\x06report\x18\x02 \x01(\x0b\x32+.tunesmith.api.registry.v1.ValidationReport\")\n\x11GetDatasetRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"I\n\x12GetDatasetResponse\x12\x33\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\".tunesmith.api.registry.v1.Dataset\"c\n\x13ListDatasetsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12 \n\tpage_size\x18\x02 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00@\x8f@\x12\x12\n\npage_token\x18\x03 \x01(\t\"e\n\x14ListDatasetsResponse\x12\x34\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\".tunesmith.api.registry.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"j\n\x1aListDatasetVersionsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12 \n\tpage_size\x18\x02 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00@\x8f@\x12\x12\n\npage_token\x18\x03 \x01(\t\"s\n\x1bListDatasetVersionsResponse\x12;\n\x08versions\x18\x01 \x03(\x0b\x32).tunesmith.api.registry.v1.DatasetVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xac\x01\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ndataset_id\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x39\n\x06latest\x18\x04 \x01(\x0b\x32).tunesmith.api.registry.v1.DatasetVersion\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbd\x02\n\x0e\x44\x61tasetVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x33\n\x08manifest\x18\x04 \x01(\x0b\x32!.tunesmith.api.common.v1.Manifest\x12\x10\n\x08num_rows\x18\x05 \x01(\x03\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12\x12\n\nrow_format\x18\x07 \x01(\t\x12\x0e\n\x06source\x18\x08 \x01(\t\x12\x0f\n\x07\x63reator\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x06report\x18\x0b \x01(\x0b\x32+.tunesmith.api.registry.v1.ValidationReport\"\x86\x01\n\x10ValidationReport\x12\x10\n\x08num_rows\x18\x01 \x01(\x03\x12\x12\n\nnum_errors\x18\x02 \x01(\x03\x12\x14\n\x0cnum_warnings\x18\x03 \x01(\x03\x12\x36\n\x08\x66indings\x18\x04 \x03(\x0b\x32$.tunesmith.api.common.v1.ErrorDetail*}\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x41TASET_FORMAT_JSONL\x10\x01\x12\x16\n\x12\x44\x41TASET_FORMAT_CSV\x10\x02\x12\x1a\n\x16\x44\x41TASET_FORMAT_PARQUET\x10\x03\x32\xe1\x05\n\x0e\x44\x61tasetService\x12\xb6\x01\n\rImportDataset\x12/.tunesmith.api.registry.v1.ImportDatasetRequest\x1a\x30.tunesmith.api.registry.v1.ImportDatasetResponse\"B\xaa\xbb\x18>\n\x0e\x64\x61tasets.write\x12\x04POST\x1a#{parent=projects/*}/datasets:import\"\x01*\x12\xa1\x01\n\nGetDataset\x12,.tunesmith.api.registry.v1.GetDatasetRequest\x1a-.tunesmith.api.registry.v1.GetDatasetResponse\"6\xaa\xbb\x18\x32\n\rdatasets.read\x12\x03GET\x1a\x1c{name=projects/*/datasets/*}\x12\xa7\x01\n\x0cListDatasets\x12..tunesmith.api.registry.v1.ListDatasetsRequest\x1a/.tunesmith.api.registry.v1.ListDatasetsResponse\"6\xaa\xbb\x18\x32\n\rdatasets.read\x12\x03GET\x1a\x1c{parent=projects/*}/datasets\x12\xc7\x01\n\x13ListDatasetVersions\x12\x35.tunesmith.api.registry.v1.ListDatasetVersionsRequest\x1a\x36.tunesmith.api.registry.v1.ListDatasetVersionsResponse\"A\xaa\xbb\x18=\n\rdatasets.read\x12\x03GET\x1a\'{parent=projects/*/datasets/*}/versionsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tunesmith/api/registry/v1/datasets.proto\x12\x19tunesmith.api.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$tunesmith/api/common/v1/common.proto\x1a%tunesmith/api/common/v1/options.proto\"\xe9\x07\n\x14ImportDatasetRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12}\n\ndataset_id\x18\x02 \x01(\tBi\xb2\xbb\x18\x65\x08\x01\x32\x1b[a-z0-9]([a-z0-9._-]{0,62})JDuse 1 to 63 lower-case letters, digits, dots, dashes and underscores\x12h\n\rsource_digest\x18\x03 \x01(\tBQ\xb2\xbb\x18M2\x0c[0-9a-f]{64}J=upload the file first and give the digest the upload returned\x12\x38\n\x06\x66ormat\x18\x04 \x01(\x0e\x32(.tunesmith.api.registry.v1.DatasetFormat\x12\x17\n\x06source\x18\x05 \x01(\tB\x07\xb2\xbb\x18\x03\x38\xe8\x07\x12\x1c\n\x0b\x64\x65scription\x18\x06 \x01(\tB\x07\xb2\xbb\x18\x03\x38\x90N\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\x12\x1a\n\nrequest_id\x18\x08 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\x12\x15\n\x04path\x18\t \x01(\tB\x07\xb2\xbb\x18\x03\x38\xa0\x1f\x12\x14\n\x03url\x18\n \x01(\tB\x07\xb2\xbb\x18\x03\x38\xa0\x1f\x12\x31\n\x03hub\x18\x0b \x01(\x0b\x32$.tunesmith.api.registry.v1.HubSource\x12\x85\x02\n\x07mapping\x18\x0c \x03(\x0b\x32<.tunesmith.api.registry.v1.ImportDatasetRequest.MappingEntryB\xb5\x01\xb2\xbb\x18\xb0\x01\x38\x80\x02@\x10J;map a canonical name such as prompt to a column of the fileZlmessages|conversations|prompt|completion|instruction|input|output|question|answer|chosen|rejected|text|label\x12\x93\x01\n\nrow_format\x18\r \x01(\tB\x7f\xb2\xbb\x18{2.messages|preference|text|classification|recordJIuse messages, preference, text, classification or record, or leave it out\x1a.\n\x0cMappingEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xde\x01\n\tHubSource\x12~\n\x04repo\x18\x01 \x01(\tBp\xb2\xbb\x18l\x08\x01\x32\x42[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?J$give owner/name as on the hub\'s page\x12\x39\n\x08revision\x18\x02 \x01(\tB\'\xb2\xbb\x18#2![A-Za-z0-9][A-Za-z0-9._/-]{0,127}\x12\x16\n\x05\x66iles\x18\x03 \x01(\tB\x07\xb2\xbb\x18\x03\x38\x80\x02\"\x7f\n\x10RunImportRequest\x12O\n\x0eimport_request\x18\x01 \x01(\x0b\x32/.tunesmith.api.registry.v1.ImportDatasetRequestB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1a\n\nrequest_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"\x92\x01\n\x11RunImportResponse\x12;\n\x08progress\x18\x01 \x01(\x0b\x32).tunesmith.api.registry.v1.ImportProgress\x12@\n\x06result\x18\x02 \x01(\x0b\x32\x30.tunesmith.api.registry.v1.ImportDatasetResponse\"\x83\x01\n\x0eImportProgress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x11\n\tnum_bytes\x18\x02 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12\x10\n\x08num_rows\x18\x04 \x01(\x03\x12\x12\n\nnum_errors\x18\x05 \x01(\x03\x12\x14\n\x0cnum_warnings\x18\x06 \x01(\x03\"0\n\x18GetDatasetVersionRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"W\n\x19GetDatasetVersionResponse\x12:\n\x07version\x18\x01 \x01(\x0b\x32).tunesmith.api.registry.v1.DatasetVersion\"\xe3\x01\n\x16ListDatasetRowsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12 \n\tpage_size\x18\x02 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00\x00i@\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x19\n\x08\x63ontains\x18\x04 \x01(\tB\x07\xb2\xbb\x18\x03\x38\xe8\x07\x12\x1b\n\nbase_model\x18\x05 \x01(\tB\x07\xb2\xbb\x18\x03\x38\x80\x01\x12 \n\x0fprompt_template\x18\x06 \x01(\tB\x07\xb2\xbb\x18\x03\x38\x80\x01\x12!\n\nmax_length\x18\x07 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00\x00\x30\x41\"}\n\x17ListDatasetRowsResponse\x12\x33\n\x04rows\x18\x01 \x03(\x0b\x32%.tunesmith.api.registry.v1.RowPreview\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0cnot_rendered\x18\x03 \x01(\t\"\xaf\x01\n\nRowPreview\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12\x0c\n\x04json\x18\x02 \x01(\t\x12\x34\n\x08segments\x18\x03 \x03(\x0b\x32\".tunesmith.api.registry.v1.Segment\x12\x12\n\nnum_tokens\x18\x04 \x01(\x03\x12\x1a\n\x12num_trained_tokens\x18\x05 \x01(\x03\x12\x11\n\ttruncated\x18\x06 \x01(\x08\x12\r\n\x05\x65rror\x18\x07 \x01(\t\"(\n\x07Segment\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0f\n\x07trained\x18\x02 \x01(\x08\"p\n\x14\x45xportDatasetRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x42\n\x06\x66ormat\x18\x02 \x01(\tB2\xb2\xbb\x18.2\x11jsonl|csv|parquetJ\x19use jsonl, csv or parquet\"N\n\x15\x45xportDatasetResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\x11\n\tfile_name\x18\x03 \x01(\t\"\x90\x01\n\x15ImportDatasetResponse\x12:\n\x07version\x18\x01 \x01(\x0b\x32).tunesmith.api.registry.v1.DatasetVersion\x12;\n\x06report\x18\x02 \x01(\x0b\x32+.tunesmith.api.registry.v1.ValidationReport\")\n\x11GetDatasetRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"I\n\x12GetDatasetResponse\x12\x33\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\".tunesmith.api.registry.v1.Dataset\"c\n\x13ListDatasetsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12 \n\tpage_size\x18\x02 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00@\x8f@\x12\x12\n\npage_token\x18\x03 \x01(\t\"e\n\x14ListDatasetsResponse\x12\x34\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\".tunesmith.api.registry.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"j\n\x1aListDatasetVersionsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12 \n\tpage_size\x18\x02 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00@\x8f@\x12\x12\n\npage_token\x18\x03 \x01(\t\"s\n\x1bListDatasetVersionsResponse\x12;\n\x08versions\x18\x01 \x03(\x0b\x32).tunesmith.api.registry.v1.DatasetVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xac\x01\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ndataset_id\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x39\n\x06latest\x18\x04 \x01(\x0b\x32).tunesmith.api.registry.v1.DatasetVersion\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd3\x04\n\x0e\x44\x61tasetVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x33\n\x08manifest\x18\x04 \x01(\x0b\x32!.tunesmith.api.common.v1.Manifest\x12\x10\n\x08num_rows\x18\x05 \x01(\x03\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12\x12\n\nrow_format\x18\x07 \x01(\t\x12\x0e\n\x06source\x18\x08 \x01(\t\x12\x0f\n\x07\x63reator\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x06report\x18\x0b \x01(\x0b\x32+.tunesmith.api.registry.v1.ValidationReport\x12\x0e\n\x06parent\x18\x0c \x01(\t\x12\x0f\n\x07\x63olumns\x18\r \x03(\t\x12\x39\n\nderivation\x18\x0e \x01(\x0b\x32%.tunesmith.api.registry.v1.Derivation\x12?\n\rsource_format\x18\x0f \x01(\x0e\x32(.tunesmith.api.registry.v1.DatasetFormat\x12G\n\x07mapping\x18\x10 \x03(\x0b\x32\x36.tunesmith.api.registry.v1.DatasetVersion.MappingEntry\x1a.\n\x0cMappingEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"o\n\nDerivation\x12\x11\n\toperation\x18\x01 \x01(\t\x12:\n\x06inputs\x18\x02 \x03(\x0b\x32*.tunesmith.api.registry.v1.DerivationInput\x12\x12\n\nparameters\x18\x03 \x01(\t\"2\n\x0f\x44\x65rivationInput\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\xd1\x01\n\x10ValidationReport\x12\x10\n\x08num_rows\x18\x01 \x01(\x03\x12\x12\n\nnum_errors\x18\x02 \x01(\x03\x12\x14\n\x0cnum_warnings\x18\x03 \x01(\x03\x12\x36\n\x08\x66indings\x18\x04 \x03(\x0b\x32$.tunesmith.api.common.v1.ErrorDetail\x12\x37\n\x06\x63ounts\x18\x05 \x03(\x0b\x32\'.tunesmith.api.registry.v1.FindingCount\x12\x10\n\x08\x64\x65tected\x18\x06 \x01(\t\"<\n\x0c\x46indingCount\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\r\n\x05\x65rror\x18\x03 \x01(\x08*\x8b\x02\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x41TASET_FORMAT_JSONL\x10\x01\x12\x16\n\x12\x44\x41TASET_FORMAT_CSV\x10\x02\x12\x1a\n\x16\x44\x41TASET_FORMAT_PARQUET\x10\x03\x12\x17\n\x13\x44\x41TASET_FORMAT_JSON\x10\x04\x12\x16\n\x12\x44\x41TASET_FORMAT_TSV\x10\x05\x12\x1d\n\x19\x44\x41TASET_FORMAT_TEXT_LINES\x10\x06\x12\"\n\x1e\x44\x41TASET_FORMAT_TEXT_PARAGRAPHS\x10\x07\x12\x18\n\x14\x44\x41TASET_FORMAT_ARROW\x10\x08\x32\xf9\x0b\n\x0e\x44\x61tasetService\x12\xb6\x01\n\rImportDataset\x12/.tunesmith.api.registry.v1.ImportDatasetRequest\x1a\x30.tunesmith.api.registry.v1.ImportDatasetResponse\"B\xaa\xbb\x18>\n\x0e\x64\x61tasets.write\x12\x04POST\x1a#{parent=projects/*}/datasets:import\"\x01*\x12\xa1\x01\n\nGetDataset\x12,.tunesmith.api.registry.v1.GetDatasetRequest\x1a-.tunesmith.api.registry.v1.GetDatasetResponse\"6\xaa\xbb\x18\x32\n\rdatasets.read\x12\x03GET\x1a\x1c{name=projects/*/datasets/*}\x12\xa7\x01\n\x0cListDatasets\x12..tunesmith.api.registry.v1.ListDatasetsRequest\x1a/.tunesmith.api.registry.v1.ListDatasetsResponse\"6\xaa\xbb\x18\x32\n\rdatasets.read\x12\x03GET\x1a\x1c{parent=projects/*}/datasets\x12\xc7\x01\n\x13ListDatasetVersions\x12\x35.tunesmith.api.registry.v1.ListDatasetVersionsRequest\x1a\x36.tunesmith.api.registry.v1.ListDatasetVersionsResponse\"A\xaa\xbb\x18=\n\rdatasets.read\x12\x03GET\x1a\'{parent=projects/*/datasets/*}/versions\x12\xcb\x01\n\tRunImport\x12+.tunesmith.api.registry.v1.RunImportRequest\x1a,.tunesmith.api.registry.v1.RunImportResponse\"a\xaa\xbb\x18]\n\x0e\x64\x61tasets.write\x12\x04POST\x1a\x35{import_request.parent=projects/*}/datasets:runImport\"\x0eimport_request0\x01\x12\xc1\x01\n\x11GetDatasetVersion\x12\x33.tunesmith.api.registry.v1.GetDatasetVersionRequest\x1a\x34.tunesmith.api.registry.v1.GetDatasetVersionResponse\"A\xaa\xbb\x18=\n\rdatasets.read\x12\x03GET\x1a\'{name=projects/*/datasets/*/versions/*}\x12\xc2\x01\n\x0fListDatasetRows\x12\x31.tunesmith.api.registry.v1.ListDatasetRowsRequest\x1a\x32.tunesmith.api.registry.v1.ListDatasetRowsResponse\"H\xaa\xbb\x18\x44\n\rdatasets.read\x12\x03GET\x1a.{parent=projects/*/datasets/*/versions/*}/rows\x12\xbe\x01\n\rExportDataset\x12/.tunesmith.api.registry.v1.ExportDatasetRequest\x1a\x30.tunesmith.api.registry.v1.ExportDatasetResponse\"H\xaa\xbb\x18\x44\n\rdatasets.read\x12\x03GET\x1a.{name=projects/*/datasets/*/versions/*}:export0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tunesmith.api.registry.v1.datasets_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_IMPORTDATASETREQUEST_MAPPINGENTRY']._loaded_options = None
+  _globals['_IMPORTDATASETREQUEST_MAPPINGENTRY']._serialized_options = b'8\001'
   _globals['_IMPORTDATASETREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_IMPORTDATASETREQUEST'].fields_by_name['parent']._serialized_options = b'\262\273\030\002\010\001'
   _globals['_IMPORTDATASETREQUEST'].fields_by_name['dataset_id']._loaded_options = None
   _globals['_IMPORTDATASETREQUEST'].fields_by_name['dataset_id']._serialized_options = b'\262\273\030e\010\0012\033[a-z0-9]([a-z0-9._-]{0,62})JDuse 1 to 63 lower-case letters, digits, dots, dashes and underscores'
   _globals['_IMPORTDATASETREQUEST'].fields_by_name['source_digest']._loaded_options = None
-  _globals['_IMPORTDATASETREQUEST'].fields_by_name['source_digest']._serialized_options = b'\262\273\030O\010\0012\014[0-9a-f]{64}J=upload the file first and give the digest the upload returned'
+  _globals['_IMPORTDATASETREQUEST'].fields_by_name['source_digest']._serialized_options = b'\262\273\030M2\014[0-9a-f]{64}J=upload the file first and give the digest the upload returned'
   _globals['_IMPORTDATASETREQUEST'].fields_by_name['source']._loaded_options = None
   _globals['_IMPORTDATASETREQUEST'].fields_by_name['source']._serialized_options = b'\262\273\030\0038\350\007'
   _globals['_IMPORTDATASETREQUEST'].fields_by_name['description']._loaded_options = None
   _globals['_IMPORTDATASETREQUEST'].fields_by_name['description']._serialized_options = b'\262\273\030\0038\220N'
   _globals['_IMPORTDATASETREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_IMPORTDATASETREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\0028@'
+  _globals['_IMPORTDATASETREQUEST'].fields_by_name['path']._loaded_options = None
+  _globals['_IMPORTDATASETREQUEST'].fields_by_name['path']._serialized_options = b'\262\273\030\0038\240\037'
+  _globals['_IMPORTDATASETREQUEST'].fields_by_name['url']._loaded_options = None
+  _globals['_IMPORTDATASETREQUEST'].fields_by_name['url']._serialized_options = b'\262\273\030\0038\240\037'
+  _globals['_IMPORTDATASETREQUEST'].fields_by_name['mapping']._loaded_options = None
+  _globals['_IMPORTDATASETREQUEST'].fields_by_name['mapping']._serialized_options = b'\262\273\030\260\0018\200\002@\020J;map a canonical name such as prompt to a column of the fileZlmessages|conversations|prompt|completion|instruction|input|output|question|answer|chosen|rejected|text|label'
+  _globals['_IMPORTDATASETREQUEST'].fields_by_name['row_format']._loaded_options = None
+  _globals['_IMPORTDATASETREQUEST'].fields_by_name['row_format']._serialized_options = b'\262\273\030{2.messages|preference|text|classification|recordJIuse messages, preference, text, classification or record, or leave it out'
+  _globals['_HUBSOURCE'].fields_by_name['repo']._loaded_options = None
+  _globals['_HUBSOURCE'].fields_by_name['repo']._serialized_options = b'\262\273\030l\010\0012B[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?J$give owner/name as on the hub\'s page'
+  _globals['_HUBSOURCE'].fields_by_name['revision']._loaded_options = None
+  _globals['_HUBSOURCE'].fields_by_name['revision']._serialized_options = b'\262\273\030#2![A-Za-z0-9][A-Za-z0-9._/-]{0,127}'
+  _globals['_HUBSOURCE'].fields_by_name['files']._loaded_options = None
+  _globals['_HUBSOURCE'].fields_by_name['files']._serialized_options = b'\262\273\030\0038\200\002'
+  _globals['_RUNIMPORTREQUEST'].fields_by_name['import_request']._loaded_options = None
+  _globals['_RUNIMPORTREQUEST'].fields_by_name['import_request']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_RUNIMPORTREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_RUNIMPORTREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\0028@'
+  _globals['_GETDATASETVERSIONREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_GETDATASETVERSIONREQUEST'].fields_by_name['name']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_LISTDATASETROWSREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_LISTDATASETROWSREQUEST'].fields_by_name['parent']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_LISTDATASETROWSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTDATASETROWSREQUEST'].fields_by_name['page_size']._serialized_options = b'\262\273\030\t\031\000\000\000\000\000\000i@'
+  _globals['_LISTDATASETROWSREQUEST'].fields_by_name['contains']._loaded_options = None
+  _globals['_LISTDATASETROWSREQUEST'].fields_by_name['contains']._serialized_options = b'\262\273\030\0038\350\007'
+  _globals['_LISTDATASETROWSREQUEST'].fields_by_name['base_model']._loaded_options = None
+  _globals['_LISTDATASETROWSREQUEST'].fields_by_name['base_model']._serialized_options = b'\262\273\030\0038\200\001'
+  _globals['_LISTDATASETROWSREQUEST'].fields_by_name['prompt_template']._loaded_options = None
+  _globals['_LISTDATASETROWSREQUEST'].fields_by_name['prompt_template']._serialized_options = b'\262\273\030\0038\200\001'
+  _globals['_LISTDATASETROWSREQUEST'].fields_by_name['max_length']._loaded_options = None
+  _globals['_LISTDATASETROWSREQUEST'].fields_by_name['max_length']._serialized_options = b'\262\273\030\t\031\000\000\000\000\000\0000A'
+  _globals['_EXPORTDATASETREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_EXPORTDATASETREQUEST'].fields_by_name['name']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_EXPORTDATASETREQUEST'].fields_by_name['format']._loaded_options = None
+  _globals['_EXPORTDATASETREQUEST'].fields_by_name['format']._serialized_options = b'\262\273\030.2\021jsonl|csv|parquetJ\031use jsonl, csv or parquet'
   _globals['_GETDATASETREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETDATASETREQUEST'].fields_by_name['name']._serialized_options = b'\262\273\030\002\010\001'
   _globals['_LISTDATASETSREQUEST'].fields_by_name['parent']._loaded_options = None
@@ -56,6 +94,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTDATASETVERSIONSREQUEST'].fields_by_name['parent']._serialized_options = b'\262\273\030\002\010\001'
   _globals['_LISTDATASETVERSIONSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTDATASETVERSIONSREQUEST'].fields_by_name['page_size']._serialized_options = b'\262\273\030\t\031\000\000\000\000\000@\217@'
+  _globals['_DATASETVERSION_MAPPINGENTRY']._loaded_options = None
+  _globals['_DATASETVERSION_MAPPINGENTRY']._serialized_options = b'8\001'
   _globals['_DATASETSERVICE'].methods_by_name['ImportDataset']._loaded_options = None
   _globals['_DATASETSERVICE'].methods_by_name['ImportDataset']._serialized_options = b'\252\273\030>\n\016datasets.write\022\004POST\032#{parent=projects/*}/datasets:import\"\001*'
   _globals['_DATASETSERVICE'].methods_by_name['GetDataset']._loaded_options = None
@@ -64,30 +104,72 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASETSERVICE'].methods_by_name['ListDatasets']._serialized_options = b'\252\273\0302\n\rdatasets.read\022\003GET\032\034{parent=projects/*}/datasets'
   _globals['_DATASETSERVICE'].methods_by_name['ListDatasetVersions']._loaded_options = None
   _globals['_DATASETSERVICE'].methods_by_name['ListDatasetVersions']._serialized_options = b'\252\273\030=\n\rdatasets.read\022\003GET\032\'{parent=projects/*/datasets/*}/versions'
-  _globals['_DATASETFORMAT']._serialized_start=1955
-  _globals['_DATASETFORMAT']._serialized_end=2080
+  _globals['_DATASETSERVICE'].methods_by_name['RunImport']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['RunImport']._serialized_options = b'\252\273\030]\n\016datasets.write\022\004POST\0325{import_request.parent=projects/*}/datasets:runImport\"\016import_request'
+  _globals['_DATASETSERVICE'].methods_by_name['GetDatasetVersion']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['GetDatasetVersion']._serialized_options = b'\252\273\030=\n\rdatasets.read\022\003GET\032\'{name=projects/*/datasets/*/versions/*}'
+  _globals['_DATASETSERVICE'].methods_by_name['ListDatasetRows']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['ListDatasetRows']._serialized_options = b'\252\273\030D\n\rdatasets.read\022\003GET\032.{parent=projects/*/datasets/*/versions/*}/rows'
+  _globals['_DATASETSERVICE'].methods_by_name['ExportDataset']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['ExportDataset']._serialized_options = b'\252\273\030D\n\rdatasets.read\022\003GET\032.{name=projects/*/datasets/*/versions/*}:export'
+  _globals['_DATASETFORMAT']._serialized_start=4639
+  _globals['_DATASETFORMAT']._serialized_end=4906
   _globals['_IMPORTDATASETREQUEST']._serialized_start=182
-  _globals['_IMPORTDATASETREQUEST']._serialized_end=627
-  _globals['_IMPORTDATASETRESPONSE']._serialized_start=630
-  _globals['_IMPORTDATASETRESPONSE']._serialized_end=774
-  _globals['_GETDATASETREQUEST']._serialized_start=776
-  _globals['_GETDATASETREQUEST']._serialized_end=817
-  _globals['_GETDATASETRESPONSE']._serialized_start=819
-  _globals['_GETDATASETRESPONSE']._serialized_end=892
-  _globals['_LISTDATASETSREQUEST']._serialized_start=894
-  _globals['_LISTDATASETSREQUEST']._serialized_end=993
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=995
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1096
-  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_start=1098
-  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_end=1204
-  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_start=1206
-  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_end=1321
-  _globals['_DATASET']._serialized_start=1324
-  _globals['_DATASET']._serialized_end=1496
-  _globals['_DATASETVERSION']._serialized_start=1499
-  _globals['_DATASETVERSION']._serialized_end=1816
-  _globals['_VALIDATIONREPORT']._serialized_start=1819
-  _globals['_VALIDATIONREPORT']._serialized_end=1953
-  _globals['_DATASETSERVICE']._serialized_start=2083
-  _globals['_DATASETSERVICE']._serialized_end=2820
+  _globals['_IMPORTDATASETREQUEST']._serialized_end=1183
+  _globals['_IMPORTDATASETREQUEST_MAPPINGENTRY']._serialized_start=1137
+  _globals['_IMPORTDATASETREQUEST_MAPPINGENTRY']._serialized_end=1183
+  _globals['_HUBSOURCE']._serialized_start=1186
+  _globals['_HUBSOURCE']._serialized_end=1408
+  _globals['_RUNIMPORTREQUEST']._serialized_start=1410
+  _globals['_RUNIMPORTREQUEST']._serialized_end=1537
+  _globals['_RUNIMPORTRESPONSE']._serialized_start=1540
+  _globals['_RUNIMPORTRESPONSE']._serialized_end=1686
+  _globals['_IMPORTPROGRESS']._serialized_start=1689
+  _globals['_IMPORTPROGRESS']._serialized_end=1820
+  _globals['_GETDATASETVERSIONREQUEST']._serialized_start=1822
+  _globals['_GETDATASETVERSIONREQUEST']._serialized_end=1870
+  _globals['_GETDATASETVERSIONRESPONSE']._serialized_start=1872
+  _globals['_GETDATASETVERSIONRESPONSE']._serialized_end=1959
+  _globals['_LISTDATASETROWSREQUEST']._serialized_start=1962
+  _globals['_LISTDATASETROWSREQUEST']._serialized_end=2189
+  _globals['_LISTDATASETROWSRESPONSE']._serialized_start=2191
+  _globals['_LISTDATASETROWSRESPONSE']._serialized_end=2316
+  _globals['_ROWPREVIEW']._serialized_start=2319
+  _globals['_ROWPREVIEW']._serialized_end=2494
+  _globals['_SEGMENT']._serialized_start=2496
+  _globals['_SEGMENT']._serialized_end=2536
+  _globals['_EXPORTDATASETREQUEST']._serialized_start=2538
+  _globals['_EXPORTDATASETREQUEST']._serialized_end=2650
+  _globals['_EXPORTDATASETRESPONSE']._serialized_start=2652
+  _globals['_EXPORTDATASETRESPONSE']._serialized_end=2730
+  _globals['_IMPORTDATASETRESPONSE']._serialized_start=2733
+  _globals['_IMPORTDATASETRESPONSE']._serialized_end=2877
+  _globals['_GETDATASETREQUEST']._serialized_start=2879
+  _globals['_GETDATASETREQUEST']._serialized_end=2920
+  _globals['_GETDATASETRESPONSE']._serialized_start=2922
+  _globals['_GETDATASETRESPONSE']._serialized_end=2995
+  _globals['_LISTDATASETSREQUEST']._serialized_start=2997
+  _globals['_LISTDATASETSREQUEST']._serialized_end=3096
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=3098
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=3199
+  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_start=3201
+  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_end=3307
+  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_start=3309
+  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_end=3424
+  _globals['_DATASET']._serialized_start=3427
+  _globals['_DATASET']._serialized_end=3599
+  _globals['_DATASETVERSION']._serialized_start=3602
+  _globals['_DATASETVERSION']._serialized_end=4197
+  _globals['_DATASETVERSION_MAPPINGENTRY']._serialized_start=1137
+  _globals['_DATASETVERSION_MAPPINGENTRY']._serialized_end=1183
+  _globals['_DERIVATION']._serialized_start=4199
+  _globals['_DERIVATION']._serialized_end=4310
+  _globals['_DERIVATIONINPUT']._serialized_start=4312
+  _globals['_DERIVATIONINPUT']._serialized_end=4362
+  _globals['_VALIDATIONREPORT']._serialized_start=4365
+  _globals['_VALIDATIONREPORT']._serialized_end=4574
+  _globals['_FINDINGCOUNT']._serialized_start=4576
+  _globals['_FINDINGCOUNT']._serialized_end=4636
+  _globals['_DATASETSERVICE']._serialized_start=4909
+  _globals['_DATASETSERVICE']._serialized_end=6438
 # @@protoc_insertion_point(module_scope)

@@ -35,6 +35,16 @@ class _DatasetFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dataset
     """Comma-separated values with a header line."""
     DATASET_FORMAT_PARQUET: _DatasetFormat.ValueType  # 3
     """Apache Parquet."""
+    DATASET_FORMAT_JSON: _DatasetFormat.ValueType  # 4
+    """One JSON array of objects."""
+    DATASET_FORMAT_TSV: _DatasetFormat.ValueType  # 5
+    """Tab-separated values with a header line."""
+    DATASET_FORMAT_TEXT_LINES: _DatasetFormat.ValueType  # 6
+    """Plain text, a row a line."""
+    DATASET_FORMAT_TEXT_PARAGRAPHS: _DatasetFormat.ValueType  # 7
+    """Plain text, a row a paragraph; paragraphs are separated by empty lines."""
+    DATASET_FORMAT_ARROW: _DatasetFormat.ValueType  # 8
+    """Apache Arrow stream or file, also a folder that `datasets.save_to_disk` wrote."""
 
 class DatasetFormat(_DatasetFormat, metaclass=_DatasetFormatEnumTypeWrapper):
     """Format of an uploaded dataset file."""
@@ -47,6 +57,16 @@ DATASET_FORMAT_CSV: DatasetFormat.ValueType  # 2
 """Comma-separated values with a header line."""
 DATASET_FORMAT_PARQUET: DatasetFormat.ValueType  # 3
 """Apache Parquet."""
+DATASET_FORMAT_JSON: DatasetFormat.ValueType  # 4
+"""One JSON array of objects."""
+DATASET_FORMAT_TSV: DatasetFormat.ValueType  # 5
+"""Tab-separated values with a header line."""
+DATASET_FORMAT_TEXT_LINES: DatasetFormat.ValueType  # 6
+"""Plain text, a row a line."""
+DATASET_FORMAT_TEXT_PARAGRAPHS: DatasetFormat.ValueType  # 7
+"""Plain text, a row a paragraph; paragraphs are separated by empty lines."""
+DATASET_FORMAT_ARROW: DatasetFormat.ValueType  # 8
+"""Apache Arrow stream or file, also a folder that `datasets.save_to_disk` wrote."""
 Global___DatasetFormat: _TypeAlias = DatasetFormat  # noqa: Y015
 
 @_typing.final
@@ -54,6 +74,26 @@ class ImportDatasetRequest(_message.Message):
     """Request of ImportDataset."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MappingEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     PARENT_FIELD_NUMBER: _builtins.int
     DATASET_ID_FIELD_NUMBER: _builtins.int
@@ -63,12 +103,19 @@ class ImportDatasetRequest(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    HUB_FIELD_NUMBER: _builtins.int
+    MAPPING_FIELD_NUMBER: _builtins.int
+    ROW_FORMAT_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`projects/{project}`."""
     dataset_id: _builtins.str
     """Id of the dataset."""
     source_digest: _builtins.str
-    """Digest of the uploaded file (UploadBlob)."""
+    """Digest of the uploaded file (UploadBlob, FinishUpload). One of `source_digest`, `path`, `url` and
+    `hub` says where the rows are.
+    """
     format: Global___DatasetFormat.ValueType
     """Format of the file."""
     source: _builtins.str
@@ -79,6 +126,25 @@ class ImportDatasetRequest(_message.Message):
     """Check only; keep nothing."""
     request_id: _builtins.str
     """Id chosen by the client, so that a repeated call acts once."""
+    path: _builtins.str
+    """A file or folder below one of the registry's shared roots (setting `import_roots`)."""
+    url: _builtins.str
+    """An address the registry may fetch from (setting `import_urls`)."""
+    row_format: _builtins.str
+    """Shape to read the rows as: `messages`, `preference`, `text`, `classification` or `record`. Empty: found
+    out from the columns.
+    """
+    @_builtins.property
+    def hub(self) -> Global___HubSource:
+        """A data set on a Hugging Face hub."""
+
+    @_builtins.property
+    def mapping(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Which column of the file holds what: canonical name to name of the column, for example
+        `prompt: frage`. Canonical names are `messages`, `conversations`, `prompt`, `completion`,
+        `instruction`, `input`, `output`, `question`, `answer`, `chosen`, `rejected`, `text`, `label`.
+        """
+
     def __init__(
         self,
         *,
@@ -90,14 +156,405 @@ class ImportDatasetRequest(_message.Message):
         description: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
         request_id: _builtins.str = ...,
+        path: _builtins.str = ...,
+        url: _builtins.str = ...,
+        hub: Global___HubSource | None = ...,
+        mapping: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        row_format: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hub", b"hub"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_id", b"dataset_id", "description", b"description", "format", b"format", "parent", b"parent", "request_id", b"request_id", "source", b"source", "source_digest", b"source_digest", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_id", b"dataset_id", "description", b"description", "format", b"format", "hub", b"hub", "mapping", b"mapping", "parent", b"parent", "path", b"path", "request_id", b"request_id", "row_format", b"row_format", "source", b"source", "source_digest", b"source_digest", "url", b"url", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImportDatasetRequest: _TypeAlias = ImportDatasetRequest  # noqa: Y015
+
+@_typing.final
+class HubSource(_message.Message):
+    """A data set on a Hugging Face hub; only its Parquet files are read, no code of it ever runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPO_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    repo: _builtins.str
+    """`owner/name`, or `name` alone."""
+    revision: _builtins.str
+    """Branch, tag or commit. Empty: `main`."""
+    files: _builtins.str
+    """Which of its Parquet files to read, as a pattern such as `data/train-*`. Empty: those of the split
+    `train` if there are any, else all.
+    """
+    def __init__(
+        self,
+        *,
+        repo: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        files: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "repo", b"repo", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HubSource: _TypeAlias = HubSource  # noqa: Y015
+
+@_typing.final
+class RunImportRequest(_message.Message):
+    """Request of RunImport."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMPORT_REQUEST_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Id chosen by the client, so that a repeated call acts once; the same as that of `import_request`."""
+    @_builtins.property
+    def import_request(self) -> Global___ImportDatasetRequest:
+        """What to import."""
+
+    def __init__(
+        self,
+        *,
+        import_request: Global___ImportDatasetRequest | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["import_request", b"import_request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["import_request", b"import_request", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunImportRequest: _TypeAlias = RunImportRequest  # noqa: Y015
+
+@_typing.final
+class RunImportResponse(_message.Message):
+    """One message of RunImport."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___ImportProgress:
+        """How far it has come. In every message."""
+
+    @_builtins.property
+    def result(self) -> Global___ImportDatasetResponse:
+        """The answer, in the last message only."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___ImportProgress | None = ...,
+        result: Global___ImportDatasetResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunImportResponse: _TypeAlias = RunImportResponse  # noqa: Y015
+
+@_typing.final
+class ImportProgress(_message.Message):
+    """How far an import has come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_ROWS_FIELD_NUMBER: _builtins.int
+    NUM_ERRORS_FIELD_NUMBER: _builtins.int
+    NUM_WARNINGS_FIELD_NUMBER: _builtins.int
+    phase: _builtins.str
+    """`fetching`, `checking`, `storing` or `done`."""
+    num_bytes: _builtins.int
+    """Bytes of the source read."""
+    total_bytes: _builtins.int
+    """Bytes of the source in all. 0: not known."""
+    num_rows: _builtins.int
+    """Rows read."""
+    num_errors: _builtins.int
+    """Rows that cannot be used so far."""
+    num_warnings: _builtins.int
+    """Rows that look wrong so far."""
+    def __init__(
+        self,
+        *,
+        phase: _builtins.str = ...,
+        num_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+        num_rows: _builtins.int = ...,
+        num_errors: _builtins.int = ...,
+        num_warnings: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_bytes", b"num_bytes", "num_errors", b"num_errors", "num_rows", b"num_rows", "num_warnings", b"num_warnings", "phase", b"phase", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportProgress: _TypeAlias = ImportProgress  # noqa: Y015
+
+@_typing.final
+class GetDatasetVersionRequest(_message.Message):
+    """Request of GetDatasetVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`projects/{project}/datasets/{dataset}/versions/{version}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDatasetVersionRequest: _TypeAlias = GetDatasetVersionRequest  # noqa: Y015
+
+@_typing.final
+class GetDatasetVersionResponse(_message.Message):
+    """Response of GetDatasetVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> Global___DatasetVersion:
+        """The version."""
+
+    def __init__(
+        self,
+        *,
+        version: Global___DatasetVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDatasetVersionResponse: _TypeAlias = GetDatasetVersionResponse  # noqa: Y015
+
+@_typing.final
+class ListDatasetRowsRequest(_message.Message):
+    """Request of ListDatasetRows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CONTAINS_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    PROMPT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    MAX_LENGTH_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`projects/{project}/datasets/{dataset}/versions/{version}`."""
+    page_size: _builtins.int
+    """Most rows to return. Default 20, at most 200."""
+    page_token: _builtins.str
+    """`next_page_token` of the previous page."""
+    contains: _builtins.str
+    """Show only rows whose JSON holds this text, upper or lower case."""
+    base_model: _builtins.str
+    """Id of the base model whose tokenizer and chat template render the rows. Empty: rows are shown raw."""
+    prompt_template: _builtins.str
+    """Prompt template, `id` or `id@version`."""
+    max_length: _builtins.int
+    """Tokens behind which a row is cut, as `training.max_length`. Default 512."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        contains: _builtins.str = ...,
+        base_model: _builtins.str = ...,
+        prompt_template: _builtins.str = ...,
+        max_length: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "contains", b"contains", "max_length", b"max_length", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "prompt_template", b"prompt_template"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDatasetRowsRequest: _TypeAlias = ListDatasetRowsRequest  # noqa: Y015
+
+@_typing.final
+class ListDatasetRowsResponse(_message.Message):
+    """Response of ListDatasetRows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    NOT_RENDERED_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page. Empty: this was the last."""
+    not_rendered: _builtins.str
+    """Why rows are not rendered though a base model was named. Empty: they are."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___RowPreview]:
+        """The rows, in the order of the version."""
+
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___RowPreview] | None = ...,
+        next_page_token: _builtins.str = ...,
+        not_rendered: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "not_rendered", b"not_rendered", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDatasetRowsResponse: _TypeAlias = ListDatasetRowsResponse  # noqa: Y015
+
+@_typing.final
+class RowPreview(_message.Message):
+    """A row as it is and as training sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: _builtins.int
+    JSON_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_TRAINED_TOKENS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    row: _builtins.int
+    """Number of the row, from 1 upwards."""
+    json: _builtins.str
+    """The row as JSON, cut at 64 KiB."""
+    num_tokens: _builtins.int
+    """Tokens of the whole row."""
+    num_trained_tokens: _builtins.int
+    """Tokens that are learnt."""
+    truncated: _builtins.bool
+    """Whether tokens were cut off at `max_length`."""
+    error: _builtins.str
+    """What is wrong with the row, when it cannot be rendered."""
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
+        """The rendered text, cut at `max_length` tokens, piece by piece."""
+
+    def __init__(
+        self,
+        *,
+        row: _builtins.int = ...,
+        json: _builtins.str = ...,
+        segments: _abc.Iterable[Global___Segment] | None = ...,
+        num_tokens: _builtins.int = ...,
+        num_trained_tokens: _builtins.int = ...,
+        truncated: _builtins.bool = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "json", b"json", "num_tokens", b"num_tokens", "num_trained_tokens", b"num_trained_tokens", "row", b"row", "segments", b"segments", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowPreview: _TypeAlias = RowPreview  # noqa: Y015
+
+@_typing.final
+class Segment(_message.Message):
+    """A piece of a rendered row."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    TRAINED_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The text."""
+    trained: _builtins.bool
+    """Whether its tokens are learnt; else the model only reads them."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        trained: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "trained", b"trained"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Segment: _TypeAlias = Segment  # noqa: Y015
+
+@_typing.final
+class ExportDatasetRequest(_message.Message):
+    """Request of ExportDataset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`projects/{project}/datasets/{dataset}/versions/{version}`."""
+    format: _builtins.str
+    """`jsonl` (default), `csv` (fields that a spreadsheet would take for formulas are escaped) or `parquet`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        format: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportDatasetRequest: _TypeAlias = ExportDatasetRequest  # noqa: Y015
+
+@_typing.final
+class ExportDatasetResponse(_message.Message):
+    """One message of ExportDataset: a piece of the file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    CONTENT_TYPE_FIELD_NUMBER: _builtins.int
+    FILE_NAME_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """Next bytes."""
+    content_type: _builtins.str
+    """Media type, in the first message only."""
+    file_name: _builtins.str
+    """Name of the file, in the first message only."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        content_type: _builtins.str = ...,
+        file_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "data", b"data", "file_name", b"file_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportDatasetResponse: _TypeAlias = ExportDatasetResponse  # noqa: Y015
 
 @_typing.final
 class ImportDatasetResponse(_message.Message):
@@ -339,6 +796,26 @@ class DatasetVersion(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MappingEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
@@ -350,6 +827,11 @@ class DatasetVersion(_message.Message):
     CREATOR_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    DERIVATION_FIELD_NUMBER: _builtins.int
+    SOURCE_FORMAT_FIELD_NUMBER: _builtins.int
+    MAPPING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/{project}/datasets/{dataset}/versions/{version}`."""
     version: _builtins.int
@@ -361,11 +843,15 @@ class DatasetVersion(_message.Message):
     size_bytes: _builtins.int
     """Size of the rows in bytes."""
     row_format: _builtins.str
-    """Shape of the rows: `messages` or `text`."""
+    """Shape of the rows: `messages`, `preference`, `text`, `classification` or `record`."""
     source: _builtins.str
     """Where it came from."""
     creator: _builtins.str
     """Who imported it."""
+    parent: _builtins.str
+    """Version this one follows, `projects/{project}/datasets/{dataset}/versions/{version}`. Empty: the first."""
+    source_format: Global___DatasetFormat.ValueType
+    """Format of the file it was imported from."""
     @_builtins.property
     def manifest(self) -> _common_pb2.Manifest:
         """Its files."""
@@ -377,6 +863,18 @@ class DatasetVersion(_message.Message):
     @_builtins.property
     def report(self) -> Global___ValidationReport:
         """Soft findings of the check."""
+
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the columns of the rows, in the order of their first appearance, at most 200."""
+
+    @_builtins.property
+    def derivation(self) -> Global___Derivation:
+        """How it was made of other versions. Absent: it was imported."""
+
+    @_builtins.property
+    def mapping(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Mapping it was imported with."""
 
     def __init__(
         self,
@@ -392,14 +890,77 @@ class DatasetVersion(_message.Message):
         creator: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         report: Global___ValidationReport | None = ...,
+        parent: _builtins.str = ...,
+        columns: _abc.Iterable[_builtins.str] | None = ...,
+        derivation: Global___Derivation | None = ...,
+        source_format: Global___DatasetFormat.ValueType = ...,
+        mapping: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "manifest", b"manifest", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "derivation", b"derivation", "manifest", b"manifest", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "digest", b"digest", "manifest", b"manifest", "name", b"name", "num_rows", b"num_rows", "report", b"report", "row_format", b"row_format", "size_bytes", b"size_bytes", "source", b"source", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "create_time", b"create_time", "creator", b"creator", "derivation", b"derivation", "digest", b"digest", "manifest", b"manifest", "mapping", b"mapping", "name", b"name", "num_rows", b"num_rows", "parent", b"parent", "report", b"report", "row_format", b"row_format", "size_bytes", b"size_bytes", "source", b"source", "source_format", b"source_format", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DatasetVersion: _TypeAlias = DatasetVersion  # noqa: Y015
+
+@_typing.final
+class Derivation(_message.Message):
+    """How a version was made of others: the same inputs and operation give the same content again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    operation: _builtins.str
+    """`split`, `filter`, `sample` or `mix`."""
+    parameters: _builtins.str
+    """The operation's parameters as canonical JSON, the seed among them."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___DerivationInput]:
+        """The versions it was made of."""
+
+    def __init__(
+        self,
+        *,
+        operation: _builtins.str = ...,
+        inputs: _abc.Iterable[Global___DerivationInput] | None = ...,
+        parameters: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "operation", b"operation", "parameters", b"parameters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Derivation: _TypeAlias = Derivation  # noqa: Y015
+
+@_typing.final
+class DerivationInput(_message.Message):
+    """A version that another was made of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """`projects/{project}/datasets/{dataset}/versions/{version}`."""
+    digest: _builtins.str
+    """Digest of its manifest."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DerivationInput: _TypeAlias = DerivationInput  # noqa: Y015
 
 @_typing.final
 class ValidationReport(_message.Message):
@@ -411,15 +972,23 @@ class ValidationReport(_message.Message):
     NUM_ERRORS_FIELD_NUMBER: _builtins.int
     NUM_WARNINGS_FIELD_NUMBER: _builtins.int
     FINDINGS_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    DETECTED_FIELD_NUMBER: _builtins.int
     num_rows: _builtins.int
     """Rows read."""
     num_errors: _builtins.int
     """Rows that cannot be used."""
     num_warnings: _builtins.int
     """Rows that look wrong but can be used."""
+    detected: _builtins.str
+    """How the file was read: its format, compression and the shape of its rows, for people."""
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ErrorDetail]:
         """The first 20 findings; `field` is `line N` or `row N, field`."""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___FindingCount]:
+        """All findings counted by their reason."""
 
     def __init__(
         self,
@@ -428,11 +997,43 @@ class ValidationReport(_message.Message):
         num_errors: _builtins.int = ...,
         num_warnings: _builtins.int = ...,
         findings: _abc.Iterable[_common_pb2.ErrorDetail] | None = ...,
+        counts: _abc.Iterable[Global___FindingCount] | None = ...,
+        detected: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "num_errors", b"num_errors", "num_rows", b"num_rows", "num_warnings", b"num_warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "detected", b"detected", "findings", b"findings", "num_errors", b"num_errors", "num_rows", b"num_rows", "num_warnings", b"num_warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ValidationReport: _TypeAlias = ValidationReport  # noqa: Y015
+
+@_typing.final
+class FindingCount(_message.Message):
+    """How often something was found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Stable reason, for example `ROW_DUPLICATE`."""
+    count: _builtins.int
+    """Rows it was found in."""
+    error: _builtins.bool
+    """Whether it makes rows unusable."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        count: _builtins.int = ...,
+        error: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "error", b"error", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindingCount: _TypeAlias = FindingCount  # noqa: Y015

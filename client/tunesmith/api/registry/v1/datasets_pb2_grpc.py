@@ -55,6 +55,26 @@ class DatasetServiceStub(object):
                 request_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.ListDatasetVersionsRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.ListDatasetVersionsResponse.FromString,
                 _registered_method=True)
+        self.RunImport = channel.unary_stream(
+                '/tunesmith.api.registry.v1.DatasetService/RunImport',
+                request_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.RunImportRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.RunImportResponse.FromString,
+                _registered_method=True)
+        self.GetDatasetVersion = channel.unary_unary(
+                '/tunesmith.api.registry.v1.DatasetService/GetDatasetVersion',
+                request_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.GetDatasetVersionRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.GetDatasetVersionResponse.FromString,
+                _registered_method=True)
+        self.ListDatasetRows = channel.unary_unary(
+                '/tunesmith.api.registry.v1.DatasetService/ListDatasetRows',
+                request_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.ListDatasetRowsRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.ListDatasetRowsResponse.FromString,
+                _registered_method=True)
+        self.ExportDataset = channel.unary_stream(
+                '/tunesmith.api.registry.v1.DatasetService/ExportDataset',
+                request_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.ExportDatasetRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.ExportDatasetResponse.FromString,
+                _registered_method=True)
 
 
 class DatasetServiceServicer(object):
@@ -91,6 +111,36 @@ class DatasetServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RunImport(self, request, context):
+        """ImportDataset with its progress, for files that take longer than a single call may: bytes, rows and
+        findings so far, at last the answer. A client that goes away ends the import, and nothing is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDatasetVersion(self, request, context):
+        """Returns one version of a dataset.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDatasetRows(self, request, context):
+        """Shows rows of a version: raw and, with a base model, as training sees them: the rendered text, which of
+        it is learnt, and where it is cut.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportDataset(self, request, context):
+        """Writes a version as a file: JSON lines, CSV or Parquet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DatasetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +163,26 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.ListDatasetVersions,
                     request_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.ListDatasetVersionsRequest.FromString,
                     response_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.ListDatasetVersionsResponse.SerializeToString,
+            ),
+            'RunImport': grpc.unary_stream_rpc_method_handler(
+                    servicer.RunImport,
+                    request_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.RunImportRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.RunImportResponse.SerializeToString,
+            ),
+            'GetDatasetVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDatasetVersion,
+                    request_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.GetDatasetVersionRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.GetDatasetVersionResponse.SerializeToString,
+            ),
+            'ListDatasetRows': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDatasetRows,
+                    request_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.ListDatasetRowsRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.ListDatasetRowsResponse.SerializeToString,
+            ),
+            'ExportDataset': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportDataset,
+                    request_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.ExportDatasetRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.ExportDatasetResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -224,6 +294,114 @@ class DatasetService(object):
             '/tunesmith.api.registry.v1.DatasetService/ListDatasetVersions',
             tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.ListDatasetVersionsRequest.SerializeToString,
             tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.ListDatasetVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunImport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tunesmith.api.registry.v1.DatasetService/RunImport',
+            tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.RunImportRequest.SerializeToString,
+            tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.RunImportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDatasetVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.registry.v1.DatasetService/GetDatasetVersion',
+            tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.GetDatasetVersionRequest.SerializeToString,
+            tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.GetDatasetVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDatasetRows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.registry.v1.DatasetService/ListDatasetRows',
+            tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.ListDatasetRowsRequest.SerializeToString,
+            tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.ListDatasetRowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tunesmith.api.registry.v1.DatasetService/ExportDataset',
+            tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.ExportDatasetRequest.SerializeToString,
+            tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2.ExportDatasetResponse.FromString,
             options,
             channel_credentials,
             insecure,

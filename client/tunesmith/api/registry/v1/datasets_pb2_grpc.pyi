@@ -44,6 +44,18 @@ class DatasetServiceStub:
     """Lists datasets by id."""
     ListDatasetVersions: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.ListDatasetVersionsRequest, _datasets_pb2.ListDatasetVersionsResponse]
     """Lists the versions of a dataset, newest first."""
+    RunImport: _grpc.UnaryStreamMultiCallable[_datasets_pb2.RunImportRequest, _datasets_pb2.RunImportResponse]
+    """ImportDataset with its progress, for files that take longer than a single call may: bytes, rows and
+    findings so far, at last the answer. A client that goes away ends the import, and nothing is kept.
+    """
+    GetDatasetVersion: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.GetDatasetVersionRequest, _datasets_pb2.GetDatasetVersionResponse]
+    """Returns one version of a dataset."""
+    ListDatasetRows: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.ListDatasetRowsRequest, _datasets_pb2.ListDatasetRowsResponse]
+    """Shows rows of a version: raw and, with a base model, as training sees them: the rendered text, which of
+    it is learnt, and where it is cut.
+    """
+    ExportDataset: _grpc.UnaryStreamMultiCallable[_datasets_pb2.ExportDatasetRequest, _datasets_pb2.ExportDatasetResponse]
+    """Writes a version as a file: JSON lines, CSV or Parquet."""
 
 @_typing.type_check_only
 class DatasetServiceAsyncStub(DatasetServiceStub):
@@ -61,6 +73,18 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     """Lists datasets by id."""
     ListDatasetVersions: _aio.UnaryUnaryMultiCallable[_datasets_pb2.ListDatasetVersionsRequest, _datasets_pb2.ListDatasetVersionsResponse]  # type: ignore[assignment]
     """Lists the versions of a dataset, newest first."""
+    RunImport: _aio.UnaryStreamMultiCallable[_datasets_pb2.RunImportRequest, _datasets_pb2.RunImportResponse]  # type: ignore[assignment]
+    """ImportDataset with its progress, for files that take longer than a single call may: bytes, rows and
+    findings so far, at last the answer. A client that goes away ends the import, and nothing is kept.
+    """
+    GetDatasetVersion: _aio.UnaryUnaryMultiCallable[_datasets_pb2.GetDatasetVersionRequest, _datasets_pb2.GetDatasetVersionResponse]  # type: ignore[assignment]
+    """Returns one version of a dataset."""
+    ListDatasetRows: _aio.UnaryUnaryMultiCallable[_datasets_pb2.ListDatasetRowsRequest, _datasets_pb2.ListDatasetRowsResponse]  # type: ignore[assignment]
+    """Shows rows of a version: raw and, with a base model, as training sees them: the rendered text, which of
+    it is learnt, and where it is cut.
+    """
+    ExportDataset: _aio.UnaryStreamMultiCallable[_datasets_pb2.ExportDatasetRequest, _datasets_pb2.ExportDatasetResponse]  # type: ignore[assignment]
+    """Writes a version as a file: JSON lines, CSV or Parquet."""
 
 class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
     """Datasets and their versions."""
@@ -99,5 +123,41 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_datasets_pb2.ListDatasetVersionsResponse, _abc.Awaitable[_datasets_pb2.ListDatasetVersionsResponse]]:
         """Lists the versions of a dataset, newest first."""
+
+    @_abc_1.abstractmethod
+    def RunImport(
+        self,
+        request: _datasets_pb2.RunImportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_datasets_pb2.RunImportResponse], _abc.AsyncIterator[_datasets_pb2.RunImportResponse]]:
+        """ImportDataset with its progress, for files that take longer than a single call may: bytes, rows and
+        findings so far, at last the answer. A client that goes away ends the import, and nothing is kept.
+        """
+
+    @_abc_1.abstractmethod
+    def GetDatasetVersion(
+        self,
+        request: _datasets_pb2.GetDatasetVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_datasets_pb2.GetDatasetVersionResponse, _abc.Awaitable[_datasets_pb2.GetDatasetVersionResponse]]:
+        """Returns one version of a dataset."""
+
+    @_abc_1.abstractmethod
+    def ListDatasetRows(
+        self,
+        request: _datasets_pb2.ListDatasetRowsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_datasets_pb2.ListDatasetRowsResponse, _abc.Awaitable[_datasets_pb2.ListDatasetRowsResponse]]:
+        """Shows rows of a version: raw and, with a base model, as training sees them: the rendered text, which of
+        it is learnt, and where it is cut.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportDataset(
+        self,
+        request: _datasets_pb2.ExportDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_datasets_pb2.ExportDatasetResponse], _abc.AsyncIterator[_datasets_pb2.ExportDatasetResponse]]:
+        """Writes a version as a file: JSON lines, CSV or Parquet."""
 
 def add_DatasetServiceServicer_to_server(servicer: DatasetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

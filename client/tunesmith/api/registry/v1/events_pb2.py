@@ -24,31 +24,60 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tunesmith.api.common.v1 import common_pb2 as tunesmith_dot_api_dot_common_dot_v1_dot_common__pb2
+from tunesmith.api.jobs.v1 import evaluation_pb2 as tunesmith_dot_api_dot_jobs_dot_v1_dot_evaluation__pb2
+from tunesmith.api.registry.v1 import cards_pb2 as tunesmith_dot_api_dot_registry_dot_v1_dot_cards__pb2
 from tunesmith.api.registry.v1 import datasets_pb2 as tunesmith_dot_api_dot_registry_dot_v1_dot_datasets__pb2
+from tunesmith.api.registry.v1 import evaluations_pb2 as tunesmith_dot_api_dot_registry_dot_v1_dot_evaluations__pb2
 from tunesmith.api.registry.v1 import models_pb2 as tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2
+from tunesmith.api.registry.v1 import prompts_pb2 as tunesmith_dot_api_dot_registry_dot_v1_dot_prompts__pb2
+from tunesmith.api.registry.v1 import stages_pb2 as tunesmith_dot_api_dot_registry_dot_v1_dot_stages__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tunesmith/api/registry/v1/events.proto\x12\x19tunesmith.api.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$tunesmith/api/common/v1/common.proto\x1a(tunesmith/api/registry/v1/datasets.proto\x1a&tunesmith/api/registry/v1/models.proto\"\xef\x05\n\rRegistryEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x10\n\x08resource\x18\x05 \x01(\t\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\r\n\x05\x65poch\x18\x07 \x01(\x03\x12S\n\x17\x64\x61taset_version_created\x18\x14 \x01(\x0b\x32\x30.tunesmith.api.registry.v1.DatasetVersionCreatedH\x00\x12K\n\x13\x62\x61se_model_imported\x18\x15 \x01(\x0b\x32,.tunesmith.api.registry.v1.BaseModelImportedH\x00\x12M\n\x14job_inputs_validated\x18\x16 \x01(\x0b\x32-.tunesmith.api.registry.v1.JobInputsValidatedH\x00\x12K\n\x13job_inputs_rejected\x18\x17 \x01(\x0b\x32,.tunesmith.api.registry.v1.JobInputsRejectedH\x00\x12U\n\x18model_version_registered\x18\x18 \x01(\x0b\x32\x31.tunesmith.api.registry.v1.ModelVersionRegisteredH\x00\x12Q\n\x16model_version_rejected\x18\x19 \x01(\x0b\x32/.tunesmith.api.registry.v1.ModelVersionRejectedH\x00\x12Z\n\x1bmodel_version_stage_changed\x18\x1a \x01(\x0b\x32\x33.tunesmith.api.registry.v1.ModelVersionStageChangedH\x00\x42\x07\n\x05\x65vent\"S\n\x15\x44\x61tasetVersionCreated\x12:\n\x07version\x18\x01 \x01(\x0b\x32).tunesmith.api.registry.v1.DatasetVersion\"M\n\x11\x42\x61seModelImported\x12\x38\n\nbase_model\x18\x01 \x01(\x0b\x32$.tunesmith.api.registry.v1.BaseModel\"\x93\x01\n\x12JobInputsValidated\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x19\n\x11\x62\x61se_model_digest\x18\x03 \x01(\t\x12\x17\n\x0f\x64\x61taset_version\x18\x04 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\x05 \x01(\t\x12\x10\n\x08num_rows\x18\x06 \x01(\x03\"V\n\x11JobInputsRejected\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x34\n\x06\x65rrors\x18\x02 \x03(\x0b\x32$.tunesmith.api.common.v1.ErrorDetail\"_\n\x16ModelVersionRegistered\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x38\n\x07version\x18\x02 \x01(\x0b\x32\'.tunesmith.api.registry.v1.ModelVersion\"X\n\x14ModelVersionRejected\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x33\n\x05\x65rror\x18\x02 \x01(\x0b\x32$.tunesmith.api.common.v1.ErrorDetail\"\x9f\x01\n\x18ModelVersionStageChanged\x12\x38\n\x07version\x18\x01 \x01(\x0b\x32\'.tunesmith.api.registry.v1.ModelVersion\x12\x39\n\nfrom_stage\x18\x02 \x01(\x0e\x32%.tunesmith.api.registry.v1.ModelStage\x12\x0e\n\x06reason\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tunesmith/api/registry/v1/events.proto\x12\x19tunesmith.api.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$tunesmith/api/common/v1/common.proto\x1a&tunesmith/api/jobs/v1/evaluation.proto\x1a%tunesmith/api/registry/v1/cards.proto\x1a(tunesmith/api/registry/v1/datasets.proto\x1a+tunesmith/api/registry/v1/evaluations.proto\x1a&tunesmith/api/registry/v1/models.proto\x1a\'tunesmith/api/registry/v1/prompts.proto\x1a&tunesmith/api/registry/v1/stages.proto\"\xac\r\n\rRegistryEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x10\n\x08resource\x18\x05 \x01(\t\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\r\n\x05\x65poch\x18\x07 \x01(\x03\x12S\n\x17\x64\x61taset_version_created\x18\x14 \x01(\x0b\x32\x30.tunesmith.api.registry.v1.DatasetVersionCreatedH\x00\x12K\n\x13\x62\x61se_model_imported\x18\x15 \x01(\x0b\x32,.tunesmith.api.registry.v1.BaseModelImportedH\x00\x12M\n\x14job_inputs_validated\x18\x16 \x01(\x0b\x32-.tunesmith.api.registry.v1.JobInputsValidatedH\x00\x12K\n\x13job_inputs_rejected\x18\x17 \x01(\x0b\x32,.tunesmith.api.registry.v1.JobInputsRejectedH\x00\x12U\n\x18model_version_registered\x18\x18 \x01(\x0b\x32\x31.tunesmith.api.registry.v1.ModelVersionRegisteredH\x00\x12Q\n\x16model_version_rejected\x18\x19 \x01(\x0b\x32/.tunesmith.api.registry.v1.ModelVersionRejectedH\x00\x12Z\n\x1bmodel_version_stage_changed\x18\x1a \x01(\x0b\x32\x33.tunesmith.api.registry.v1.ModelVersionStageChangedH\x00\x12K\n\x13model_alias_changed\x18( \x01(\x0b\x32,.tunesmith.api.registry.v1.ModelAliasChangedH\x00\x12O\n\x15model_version_updated\x18) \x01(\x0b\x32..tunesmith.api.registry.v1.ModelVersionUpdatedH\x00\x12O\n\x15model_version_deleted\x18* \x01(\x0b\x32..tunesmith.api.registry.v1.ModelVersionDeletedH\x00\x12L\n\x13promotion_requested\x18+ \x01(\x0b\x32-.tunesmith.api.registry.v1.PromotionRequestedH\x00\x12H\n\x11promotion_decided\x18, \x01(\x0b\x32+.tunesmith.api.registry.v1.PromotionDecidedH\x00\x12M\n\x14model_policy_changed\x18- \x01(\x0b\x32-.tunesmith.api.registry.v1.ModelPolicyChangedH\x00\x12M\n\x14\x63\x61rd_sections_edited\x18. \x01(\x0b\x32-.tunesmith.api.registry.v1.CardSectionsEditedH\x00\x12I\n\x12\x62\x61se_model_updated\x18/ \x01(\x0b\x32+.tunesmith.api.registry.v1.BaseModelUpdatedH\x00\x12I\n\x12\x62\x61se_model_deleted\x18\x30 \x01(\x0b\x32+.tunesmith.api.registry.v1.BaseModelDeletedH\x00\x12N\n\x14\x65valuation_completed\x18< \x01(\x0b\x32..tunesmith.api.registry.v1.EvaluationCompletedH\x00\x12S\n\x17prompt_template_created\x18\x1e \x01(\x0b\x32\x30.tunesmith.api.registry.v1.PromptTemplateCreatedH\x00\x12[\n\x1b\x64\x61taset_statistics_computed\x18\x1f \x01(\x0b\x32\x34.tunesmith.api.registry.v1.DatasetStatisticsComputedH\x00\x42\x07\n\x05\x65vent\"S\n\x15\x44\x61tasetVersionCreated\x12:\n\x07version\x18\x01 \x01(\x0b\x32).tunesmith.api.registry.v1.DatasetVersion\"M\n\x11\x42\x61seModelImported\x12\x38\n\nbase_model\x18\x01 \x01(\x0b\x32$.tunesmith.api.registry.v1.BaseModel\"\x82\x02\n\x12JobInputsValidated\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x19\n\x11\x62\x61se_model_digest\x18\x03 \x01(\t\x12\x17\n\x0f\x64\x61taset_version\x18\x04 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\x05 \x01(\t\x12\x10\n\x08num_rows\x18\x06 \x01(\x03\x12\x34\n\x07targets\x18\x14 \x03(\x0b\x32#.tunesmith.api.jobs.v1.PinnedTarget\x12\x17\n\x0fprompt_template\x18\x1e \x01(\t\x12\x1e\n\x16prompt_template_digest\x18\x1f \x01(\t\"V\n\x11JobInputsRejected\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x34\n\x06\x65rrors\x18\x02 \x03(\x0b\x32$.tunesmith.api.common.v1.ErrorDetail\"_\n\x16ModelVersionRegistered\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x38\n\x07version\x18\x02 \x01(\x0b\x32\'.tunesmith.api.registry.v1.ModelVersion\"]\n\x13\x45valuationCompleted\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x39\n\nevaluation\x18\x02 \x01(\x0b\x32%.tunesmith.api.registry.v1.Evaluation\"X\n\x14ModelVersionRejected\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x33\n\x05\x65rror\x18\x02 \x01(\x0b\x32$.tunesmith.api.common.v1.ErrorDetail\"\x9f\x01\n\x18ModelVersionStageChanged\x12\x38\n\x07version\x18\x01 \x01(\x0b\x32\'.tunesmith.api.registry.v1.ModelVersion\x12\x39\n\nfrom_stage\x18\x02 \x01(\x0e\x32%.tunesmith.api.registry.v1.ModelStage\x12\x0e\n\x06reason\x18\x03 \x01(\t\"[\n\x15PromptTemplateCreated\x12\x42\n\x0fprompt_template\x18\x01 \x01(\x0b\x32).tunesmith.api.registry.v1.PromptTemplate\"u\n\x19\x44\x61tasetStatisticsComputed\x12\x17\n\x0f\x64\x61taset_version\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x17\n\x0fprompt_template\x18\x03 \x01(\t\x12\x12\n\nmax_length\x18\x04 \x01(\r\"\\\n\x11ModelAliasChanged\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x18\n\x10previous_version\x18\x04 \x01(\t\"O\n\x13ModelVersionUpdated\x12\x38\n\x07version\x18\x01 \x01(\x0b\x32\'.tunesmith.api.registry.v1.ModelVersion\"_\n\x13ModelVersionDeleted\x12\x38\n\x07version\x18\x01 \x01(\x0b\x32\'.tunesmith.api.registry.v1.ModelVersion\x12\x0e\n\x06reason\x18\x02 \x01(\t\"M\n\x12PromotionRequested\x12\x37\n\tpromotion\x18\x01 \x01(\x0b\x32$.tunesmith.api.registry.v1.Promotion\"K\n\x10PromotionDecided\x12\x37\n\tpromotion\x18\x01 \x01(\x0b\x32$.tunesmith.api.registry.v1.Promotion\"L\n\x12ModelPolicyChanged\x12\x36\n\x06policy\x18\x01 \x01(\x0b\x32&.tunesmith.api.registry.v1.ModelPolicy\"O\n\x12\x43\x61rdSectionsEdited\x12\x39\n\x08sections\x18\x01 \x01(\x0b\x32\'.tunesmith.api.registry.v1.CardSections\"L\n\x10\x42\x61seModelUpdated\x12\x38\n\nbase_model\x18\x01 \x01(\x0b\x32$.tunesmith.api.registry.v1.BaseModel\"L\n\x10\x42\x61seModelDeleted\x12\x38\n\nbase_model\x18\x01 \x01(\x0b\x32$.tunesmith.api.registry.v1.BaseModelb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tunesmith.api.registry.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REGISTRYEVENT']._serialized_start=223
-  _globals['_REGISTRYEVENT']._serialized_end=974
-  _globals['_DATASETVERSIONCREATED']._serialized_start=976
-  _globals['_DATASETVERSIONCREATED']._serialized_end=1059
-  _globals['_BASEMODELIMPORTED']._serialized_start=1061
-  _globals['_BASEMODELIMPORTED']._serialized_end=1138
-  _globals['_JOBINPUTSVALIDATED']._serialized_start=1141
-  _globals['_JOBINPUTSVALIDATED']._serialized_end=1288
-  _globals['_JOBINPUTSREJECTED']._serialized_start=1290
-  _globals['_JOBINPUTSREJECTED']._serialized_end=1376
-  _globals['_MODELVERSIONREGISTERED']._serialized_start=1378
-  _globals['_MODELVERSIONREGISTERED']._serialized_end=1473
-  _globals['_MODELVERSIONREJECTED']._serialized_start=1475
-  _globals['_MODELVERSIONREJECTED']._serialized_end=1563
-  _globals['_MODELVERSIONSTAGECHANGED']._serialized_start=1566
-  _globals['_MODELVERSIONSTAGECHANGED']._serialized_end=1725
+  _globals['_REGISTRYEVENT']._serialized_start=428
+  _globals['_REGISTRYEVENT']._serialized_end=2136
+  _globals['_DATASETVERSIONCREATED']._serialized_start=2138
+  _globals['_DATASETVERSIONCREATED']._serialized_end=2221
+  _globals['_BASEMODELIMPORTED']._serialized_start=2223
+  _globals['_BASEMODELIMPORTED']._serialized_end=2300
+  _globals['_JOBINPUTSVALIDATED']._serialized_start=2303
+  _globals['_JOBINPUTSVALIDATED']._serialized_end=2561
+  _globals['_JOBINPUTSREJECTED']._serialized_start=2563
+  _globals['_JOBINPUTSREJECTED']._serialized_end=2649
+  _globals['_MODELVERSIONREGISTERED']._serialized_start=2651
+  _globals['_MODELVERSIONREGISTERED']._serialized_end=2746
+  _globals['_EVALUATIONCOMPLETED']._serialized_start=2748
+  _globals['_EVALUATIONCOMPLETED']._serialized_end=2841
+  _globals['_MODELVERSIONREJECTED']._serialized_start=2843
+  _globals['_MODELVERSIONREJECTED']._serialized_end=2931
+  _globals['_MODELVERSIONSTAGECHANGED']._serialized_start=2934
+  _globals['_MODELVERSIONSTAGECHANGED']._serialized_end=3093
+  _globals['_PROMPTTEMPLATECREATED']._serialized_start=3095
+  _globals['_PROMPTTEMPLATECREATED']._serialized_end=3186
+  _globals['_DATASETSTATISTICSCOMPUTED']._serialized_start=3188
+  _globals['_DATASETSTATISTICSCOMPUTED']._serialized_end=3305
+  _globals['_MODELALIASCHANGED']._serialized_start=3307
+  _globals['_MODELALIASCHANGED']._serialized_end=3399
+  _globals['_MODELVERSIONUPDATED']._serialized_start=3401
+  _globals['_MODELVERSIONUPDATED']._serialized_end=3480
+  _globals['_MODELVERSIONDELETED']._serialized_start=3482
+  _globals['_MODELVERSIONDELETED']._serialized_end=3577
+  _globals['_PROMOTIONREQUESTED']._serialized_start=3579
+  _globals['_PROMOTIONREQUESTED']._serialized_end=3656
+  _globals['_PROMOTIONDECIDED']._serialized_start=3658
+  _globals['_PROMOTIONDECIDED']._serialized_end=3733
+  _globals['_MODELPOLICYCHANGED']._serialized_start=3735
+  _globals['_MODELPOLICYCHANGED']._serialized_end=3811
+  _globals['_CARDSECTIONSEDITED']._serialized_start=3813
+  _globals['_CARDSECTIONSEDITED']._serialized_end=3892
+  _globals['_BASEMODELUPDATED']._serialized_start=3894
+  _globals['_BASEMODELUPDATED']._serialized_end=3970
+  _globals['_BASEMODELDELETED']._serialized_start=3972
+  _globals['_BASEMODELDELETED']._serialized_end=4048
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 isort:skip_file
 What the registry says on the bus, stream EVENTS: subjects
 `tunesmith.v1.{project}.dataset.{dataset}.evt.{event}`,
+`tunesmith.v1.{project}.prompt.{prompt}.evt.{event}`,
 `tunesmith.v1.{project}.model.{model}.evt.{event}` and, for its answers about a job,
 `tunesmith.v1.{project}.job.{job}.evt.{event}`. Ids of datasets and models are their ULIDs.
 """
@@ -13,8 +14,13 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from tunesmith.api.common.v1 import common_pb2 as _common_pb2
+from tunesmith.api.jobs.v1 import evaluation_pb2 as _evaluation_pb2
+from tunesmith.api.registry.v1 import cards_pb2 as _cards_pb2
 from tunesmith.api.registry.v1 import datasets_pb2 as _datasets_pb2
+from tunesmith.api.registry.v1 import evaluations_pb2 as _evaluations_pb2
 from tunesmith.api.registry.v1 import models_pb2 as _models_pb2
+from tunesmith.api.registry.v1 import prompts_pb2 as _prompts_pb2
+from tunesmith.api.registry.v1 import stages_pb2 as _stages_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -46,6 +52,18 @@ class RegistryEvent(_message.Message):
     MODEL_VERSION_REGISTERED_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_REJECTED_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_STAGE_CHANGED_FIELD_NUMBER: _builtins.int
+    MODEL_ALIAS_CHANGED_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_UPDATED_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_DELETED_FIELD_NUMBER: _builtins.int
+    PROMOTION_REQUESTED_FIELD_NUMBER: _builtins.int
+    PROMOTION_DECIDED_FIELD_NUMBER: _builtins.int
+    MODEL_POLICY_CHANGED_FIELD_NUMBER: _builtins.int
+    CARD_SECTIONS_EDITED_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_UPDATED_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_DELETED_FIELD_NUMBER: _builtins.int
+    EVALUATION_COMPLETED_FIELD_NUMBER: _builtins.int
+    PROMPT_TEMPLATE_CREATED_FIELD_NUMBER: _builtins.int
+    DATASET_STATISTICS_COMPUTED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Id of the event, a lower-case ULID."""
     revision: _builtins.int
@@ -90,6 +108,54 @@ class RegistryEvent(_message.Message):
     def model_version_stage_changed(self) -> Global___ModelVersionStageChanged:
         """A version went from one stage to another."""
 
+    @_builtins.property
+    def model_alias_changed(self) -> Global___ModelAliasChanged:
+        """An alias names another version, or none."""
+
+    @_builtins.property
+    def model_version_updated(self) -> Global___ModelVersionUpdated:
+        """What people say of a version was changed."""
+
+    @_builtins.property
+    def model_version_deleted(self) -> Global___ModelVersionDeleted:
+        """A version was deleted."""
+
+    @_builtins.property
+    def promotion_requested(self) -> Global___PromotionRequested:
+        """Somebody asked for a version to be moved to a stage."""
+
+    @_builtins.property
+    def promotion_decided(self) -> Global___PromotionDecided:
+        """A request for a promotion was approved or rejected."""
+
+    @_builtins.property
+    def model_policy_changed(self) -> Global___ModelPolicyChanged:
+        """The policy of a model or of the project was replaced."""
+
+    @_builtins.property
+    def card_sections_edited(self) -> Global___CardSectionsEdited:
+        """Sections of a model's cards were edited."""
+
+    @_builtins.property
+    def base_model_updated(self) -> Global___BaseModelUpdated:
+        """What people say of a base model was changed."""
+
+    @_builtins.property
+    def base_model_deleted(self) -> Global___BaseModelDeleted:
+        """A base model was deleted."""
+
+    @_builtins.property
+    def evaluation_completed(self) -> Global___EvaluationCompleted:
+        """The output of an evaluation was verified and entered."""
+
+    @_builtins.property
+    def prompt_template_created(self) -> Global___PromptTemplateCreated:
+        """A version of a prompt template was made."""
+
+    @_builtins.property
+    def dataset_statistics_computed(self) -> Global___DatasetStatisticsComputed:
+        """The statistics of a dataset version are there."""
+
     def __init__(
         self,
         *,
@@ -107,12 +173,24 @@ class RegistryEvent(_message.Message):
         model_version_registered: Global___ModelVersionRegistered | None = ...,
         model_version_rejected: Global___ModelVersionRejected | None = ...,
         model_version_stage_changed: Global___ModelVersionStageChanged | None = ...,
+        model_alias_changed: Global___ModelAliasChanged | None = ...,
+        model_version_updated: Global___ModelVersionUpdated | None = ...,
+        model_version_deleted: Global___ModelVersionDeleted | None = ...,
+        promotion_requested: Global___PromotionRequested | None = ...,
+        promotion_decided: Global___PromotionDecided | None = ...,
+        model_policy_changed: Global___ModelPolicyChanged | None = ...,
+        card_sections_edited: Global___CardSectionsEdited | None = ...,
+        base_model_updated: Global___BaseModelUpdated | None = ...,
+        base_model_deleted: Global___BaseModelDeleted | None = ...,
+        evaluation_completed: Global___EvaluationCompleted | None = ...,
+        prompt_template_created: Global___PromptTemplateCreated | None = ...,
+        dataset_statistics_computed: Global___DatasetStatisticsComputed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model_imported", b"base_model_imported", "dataset_version_created", b"dataset_version_created", "event", b"event", "job_inputs_rejected", b"job_inputs_rejected", "job_inputs_validated", b"job_inputs_validated", "model_version_registered", b"model_version_registered", "model_version_rejected", b"model_version_rejected", "model_version_stage_changed", b"model_version_stage_changed", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model_deleted", b"base_model_deleted", "base_model_imported", b"base_model_imported", "base_model_updated", b"base_model_updated", "card_sections_edited", b"card_sections_edited", "dataset_statistics_computed", b"dataset_statistics_computed", "dataset_version_created", b"dataset_version_created", "evaluation_completed", b"evaluation_completed", "event", b"event", "job_inputs_rejected", b"job_inputs_rejected", "job_inputs_validated", b"job_inputs_validated", "model_alias_changed", b"model_alias_changed", "model_policy_changed", b"model_policy_changed", "model_version_deleted", b"model_version_deleted", "model_version_registered", b"model_version_registered", "model_version_rejected", b"model_version_rejected", "model_version_stage_changed", b"model_version_stage_changed", "model_version_updated", b"model_version_updated", "promotion_decided", b"promotion_decided", "promotion_requested", b"promotion_requested", "prompt_template_created", b"prompt_template_created", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "base_model_imported", b"base_model_imported", "dataset_version_created", b"dataset_version_created", "epoch", b"epoch", "event", b"event", "event_id", b"event_id", "job_inputs_rejected", b"job_inputs_rejected", "job_inputs_validated", b"job_inputs_validated", "model_version_registered", b"model_version_registered", "model_version_rejected", b"model_version_rejected", "model_version_stage_changed", b"model_version_stage_changed", "resource", b"resource", "revision", b"revision", "time", b"time", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "base_model_deleted", b"base_model_deleted", "base_model_imported", b"base_model_imported", "base_model_updated", b"base_model_updated", "card_sections_edited", b"card_sections_edited", "dataset_statistics_computed", b"dataset_statistics_computed", "dataset_version_created", b"dataset_version_created", "epoch", b"epoch", "evaluation_completed", b"evaluation_completed", "event", b"event", "event_id", b"event_id", "job_inputs_rejected", b"job_inputs_rejected", "job_inputs_validated", b"job_inputs_validated", "model_alias_changed", b"model_alias_changed", "model_policy_changed", b"model_policy_changed", "model_version_deleted", b"model_version_deleted", "model_version_registered", b"model_version_registered", "model_version_rejected", b"model_version_rejected", "model_version_stage_changed", b"model_version_stage_changed", "model_version_updated", b"model_version_updated", "promotion_decided", b"promotion_decided", "promotion_requested", b"promotion_requested", "prompt_template_created", b"prompt_template_created", "resource", b"resource", "revision", b"revision", "time", b"time", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["dataset_version_created", "base_model_imported", "job_inputs_validated", "job_inputs_rejected", "model_version_registered", "model_version_rejected", "model_version_stage_changed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["dataset_version_created", "base_model_imported", "job_inputs_validated", "job_inputs_rejected", "model_version_registered", "model_version_rejected", "model_version_stage_changed", "model_alias_changed", "model_version_updated", "model_version_deleted", "promotion_requested", "promotion_decided", "model_policy_changed", "card_sections_edited", "base_model_updated", "base_model_deleted", "evaluation_completed", "prompt_template_created", "dataset_statistics_computed"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -178,6 +256,9 @@ class JobInputsValidated(_message.Message):
     DATASET_VERSION_FIELD_NUMBER: _builtins.int
     DATASET_DIGEST_FIELD_NUMBER: _builtins.int
     NUM_ROWS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    PROMPT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    PROMPT_TEMPLATE_DIGEST_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """`projects/{project}/jobs/{job}`."""
     base_model: _builtins.str
@@ -190,6 +271,14 @@ class JobInputsValidated(_message.Message):
     """Digest of the dataset version's manifest."""
     num_rows: _builtins.int
     """Rows of the dataset version."""
+    prompt_template: _builtins.str
+    """Resource name of the prompt template's version. Empty: none is used."""
+    prompt_template_digest: _builtins.str
+    """Digest of the prompt template's manifest."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[_evaluation_pb2.PinnedTarget]:
+        """What an evaluation or export works on, in the order of the spec."""
+
     def __init__(
         self,
         *,
@@ -199,10 +288,13 @@ class JobInputsValidated(_message.Message):
         dataset_version: _builtins.str = ...,
         dataset_digest: _builtins.str = ...,
         num_rows: _builtins.int = ...,
+        targets: _abc.Iterable[_evaluation_pb2.PinnedTarget] | None = ...,
+        prompt_template: _builtins.str = ...,
+        prompt_template_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "base_model_digest", b"base_model_digest", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "job", b"job", "num_rows", b"num_rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "base_model_digest", b"base_model_digest", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "job", b"job", "num_rows", b"num_rows", "prompt_template", b"prompt_template", "prompt_template_digest", b"prompt_template_digest", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -265,6 +357,34 @@ class ModelVersionRegistered(_message.Message):
 Global___ModelVersionRegistered: _TypeAlias = ModelVersionRegistered  # noqa: Y015
 
 @_typing.final
+class EvaluationCompleted(_message.Message):
+    """The output of an evaluation was verified and entered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """`projects/{project}/jobs/{job}`."""
+    @_builtins.property
+    def evaluation(self) -> _evaluations_pb2.Evaluation:
+        """The evaluation with its scores, without its manifest."""
+
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        evaluation: _evaluations_pb2.Evaluation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvaluationCompleted: _TypeAlias = EvaluationCompleted  # noqa: Y015
+
+@_typing.final
 class ModelVersionRejected(_message.Message):
     """The output of a job could not be verified."""
 
@@ -323,3 +443,291 @@ class ModelVersionStageChanged(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelVersionStageChanged: _TypeAlias = ModelVersionStageChanged  # noqa: Y015
+
+@_typing.final
+class PromptTemplateCreated(_message.Message):
+    """A version of a prompt template was made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def prompt_template(self) -> _prompts_pb2.PromptTemplate:
+        """The version."""
+
+    def __init__(
+        self,
+        *,
+        prompt_template: _prompts_pb2.PromptTemplate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prompt_template", b"prompt_template"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt_template", b"prompt_template"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptTemplateCreated: _TypeAlias = PromptTemplateCreated  # noqa: Y015
+
+@_typing.final
+class DatasetStatisticsComputed(_message.Message):
+    """The statistics of a dataset version are there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_VERSION_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    PROMPT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    MAX_LENGTH_FIELD_NUMBER: _builtins.int
+    dataset_version: _builtins.str
+    """Resource name of the dataset version."""
+    base_model: _builtins.str
+    """Base model whose tokenizer counted. Empty: no tokens were counted."""
+    prompt_template: _builtins.str
+    """Prompt template, `id@version`. Empty: none."""
+    max_length: _builtins.int
+    """Tokens behind which rows are cut. 0 without a base model."""
+    def __init__(
+        self,
+        *,
+        dataset_version: _builtins.str = ...,
+        base_model: _builtins.str = ...,
+        prompt_template: _builtins.str = ...,
+        max_length: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "dataset_version", b"dataset_version", "max_length", b"max_length", "prompt_template", b"prompt_template"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DatasetStatisticsComputed: _TypeAlias = DatasetStatisticsComputed  # noqa: Y015
+
+@_typing.final
+class ModelAliasChanged(_message.Message):
+    """An alias names another version, or none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PREVIOUS_VERSION_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """`projects/{project}/models/{model}`."""
+    alias: _builtins.str
+    """The alias."""
+    version: _builtins.str
+    """Version it names now. Empty: none."""
+    previous_version: _builtins.str
+    """Version it named before. Empty: none."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        version: _builtins.str = ...,
+        previous_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "model", b"model", "previous_version", b"previous_version", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelAliasChanged: _TypeAlias = ModelAliasChanged  # noqa: Y015
+
+@_typing.final
+class ModelVersionUpdated(_message.Message):
+    """What people say of a version was changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> _models_pb2.ModelVersion:
+        """The version after the change."""
+
+    def __init__(
+        self,
+        *,
+        version: _models_pb2.ModelVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelVersionUpdated: _TypeAlias = ModelVersionUpdated  # noqa: Y015
+
+@_typing.final
+class ModelVersionDeleted(_message.Message):
+    """A version was deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why, for people."""
+    @_builtins.property
+    def version(self) -> _models_pb2.ModelVersion:
+        """The version as it was."""
+
+    def __init__(
+        self,
+        *,
+        version: _models_pb2.ModelVersion | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelVersionDeleted: _TypeAlias = ModelVersionDeleted  # noqa: Y015
+
+@_typing.final
+class PromotionRequested(_message.Message):
+    """Somebody asked for a version to be moved to a stage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMOTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def promotion(self) -> _stages_pb2.Promotion:
+        """The request."""
+
+    def __init__(
+        self,
+        *,
+        promotion: _stages_pb2.Promotion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["promotion", b"promotion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["promotion", b"promotion"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromotionRequested: _TypeAlias = PromotionRequested  # noqa: Y015
+
+@_typing.final
+class PromotionDecided(_message.Message):
+    """A request for a promotion was approved or rejected."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMOTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def promotion(self) -> _stages_pb2.Promotion:
+        """The request after the decision."""
+
+    def __init__(
+        self,
+        *,
+        promotion: _stages_pb2.Promotion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["promotion", b"promotion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["promotion", b"promotion"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromotionDecided: _TypeAlias = PromotionDecided  # noqa: Y015
+
+@_typing.final
+class ModelPolicyChanged(_message.Message):
+    """The policy of a model or of the project was replaced."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> _stages_pb2.ModelPolicy:
+        """The policy."""
+
+    def __init__(
+        self,
+        *,
+        policy: _stages_pb2.ModelPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelPolicyChanged: _TypeAlias = ModelPolicyChanged  # noqa: Y015
+
+@_typing.final
+class CardSectionsEdited(_message.Message):
+    """Sections of a model's cards were edited."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sections(self) -> _cards_pb2.CardSections:
+        """The sections after the change."""
+
+    def __init__(
+        self,
+        *,
+        sections: _cards_pb2.CardSections | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sections", b"sections"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sections", b"sections"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CardSectionsEdited: _TypeAlias = CardSectionsEdited  # noqa: Y015
+
+@_typing.final
+class BaseModelUpdated(_message.Message):
+    """What people say of a base model was changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def base_model(self) -> _models_pb2.BaseModel:
+        """The base model after the change."""
+
+    def __init__(
+        self,
+        *,
+        base_model: _models_pb2.BaseModel | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BaseModelUpdated: _TypeAlias = BaseModelUpdated  # noqa: Y015
+
+@_typing.final
+class BaseModelDeleted(_message.Message):
+    """A base model was deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def base_model(self) -> _models_pb2.BaseModel:
+        """The base model as it was."""
+
+    def __init__(
+        self,
+        *,
+        base_model: _models_pb2.BaseModel | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BaseModelDeleted: _TypeAlias = BaseModelDeleted  # noqa: Y015

@@ -3,6 +3,7 @@
 isort:skip_file
 What the registry says on the bus, stream EVENTS: subjects
 `tunesmith.v1.{project}.dataset.{dataset}.evt.{event}`,
+`tunesmith.v1.{project}.prompt.{prompt}.evt.{event}`,
 `tunesmith.v1.{project}.model.{model}.evt.{event}` and, for its answers about a job,
 `tunesmith.v1.{project}.job.{job}.evt.{event}`. Ids of datasets and models are their ULIDs.
 """

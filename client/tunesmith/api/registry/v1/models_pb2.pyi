@@ -504,6 +504,221 @@ class ListCheckpointsResponse(_message.Message):
 Global___ListCheckpointsResponse: _TypeAlias = ListCheckpointsResponse  # noqa: Y015
 
 @_typing.final
+class GetBaseModelRequest(_message.Message):
+    """Request of GetBaseModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    MAX_LENGTH_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`projects/{project}/baseModels/{base_model}`."""
+    batch_size: _builtins.int
+    """Rows a step that memory is estimated for. Default 1."""
+    max_length: _builtins.int
+    """Tokens a row that memory is estimated for. Default 1,024 or the context, whichever is smaller."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        batch_size: _builtins.int = ...,
+        max_length: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "max_length", b"max_length", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBaseModelRequest: _TypeAlias = GetBaseModelRequest  # noqa: Y015
+
+@_typing.final
+class GetBaseModelResponse(_message.Message):
+    """Response of GetBaseModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def base_model(self) -> Global___BaseModel:
+        """The base model."""
+
+    @_builtins.property
+    def memory(self) -> Global___MemoryNeeds:
+        """Memory it needs. Absent: its config does not tell the shapes."""
+
+    def __init__(
+        self,
+        *,
+        base_model: Global___BaseModel | None = ...,
+        memory: Global___MemoryNeeds | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "memory", b"memory"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "memory", b"memory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBaseModelResponse: _TypeAlias = GetBaseModelResponse  # noqa: Y015
+
+@_typing.final
+class UpdateBaseModelRequest(_message.Message):
+    """Request of UpdateBaseModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LICENSE_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    LANGUAGES_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`projects/{project}/baseModels/{base_model}`."""
+    license: _builtins.str
+    """Licence. Absent: stays."""
+    request_id: _builtins.str
+    """Id chosen by the client, so that a repeated call acts once."""
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """New words for filters. Empty: stay."""
+
+    @_builtins.property
+    def languages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """New languages, as ISO codes. Empty: stay."""
+
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """New tasks. Empty: stay."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        license: _builtins.str | None = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        languages: _abc.Iterable[_builtins.str] | None = ...,
+        tasks: _abc.Iterable[_builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_license", b"_license", "license", b"license"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_license", b"_license", "languages", b"languages", "license", b"license", "name", b"name", "request_id", b"request_id", "tags", b"tags", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__license: _TypeAlias = _typing.Literal["license"]  # noqa: Y015
+    _WhichOneofArgType__license: _TypeAlias = _typing.Literal["_license", b"_license"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__license) -> _WhichOneofReturnType__license | None: ...
+
+Global___UpdateBaseModelRequest: _TypeAlias = UpdateBaseModelRequest  # noqa: Y015
+
+@_typing.final
+class UpdateBaseModelResponse(_message.Message):
+    """Response of UpdateBaseModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def base_model(self) -> Global___BaseModel:
+        """The base model after the change."""
+
+    def __init__(
+        self,
+        *,
+        base_model: Global___BaseModel | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateBaseModelResponse: _TypeAlias = UpdateBaseModelResponse  # noqa: Y015
+
+@_typing.final
+class DeleteBaseModelRequest(_message.Message):
+    """Request of DeleteBaseModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`projects/{project}/baseModels/{base_model}`."""
+    request_id: _builtins.str
+    """Id chosen by the client, so that a repeated call acts once."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteBaseModelRequest: _TypeAlias = DeleteBaseModelRequest  # noqa: Y015
+
+@_typing.final
+class DeleteBaseModelResponse(_message.Message):
+    """Response of DeleteBaseModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteBaseModelResponse: _TypeAlias = DeleteBaseModelResponse  # noqa: Y015
+
+@_typing.final
+class MemoryNeeds(_message.Message):
+    """Memory a base model needs, in bytes, at a batch size and row length. docs/models.md has the formula."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOAD_BYTES_FIELD_NUMBER: _builtins.int
+    LORA_BYTES_FIELD_NUMBER: _builtins.int
+    FULL_BYTES_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    MAX_LENGTH_FIELD_NUMBER: _builtins.int
+    load_bytes: _builtins.int
+    """To load it in its stored type."""
+    lora_bytes: _builtins.int
+    """To train a LoRA adapter of rank 16 on all linear layers, with gradient checkpointing."""
+    full_bytes: _builtins.int
+    """To train all parameters with AdamW in float32, with gradient checkpointing."""
+    batch_size: _builtins.int
+    """Rows a step it counts with."""
+    max_length: _builtins.int
+    """Tokens a row it counts with."""
+    def __init__(
+        self,
+        *,
+        load_bytes: _builtins.int = ...,
+        lora_bytes: _builtins.int = ...,
+        full_bytes: _builtins.int = ...,
+        batch_size: _builtins.int = ...,
+        max_length: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "full_bytes", b"full_bytes", "load_bytes", b"load_bytes", "lora_bytes", b"lora_bytes", "max_length", b"max_length"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryNeeds: _TypeAlias = MemoryNeeds  # noqa: Y015
+
+@_typing.final
 class BaseModel(_message.Message):
     """A model to start from."""
 
@@ -520,6 +735,9 @@ class BaseModel(_message.Message):
     LICENSE_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    LANGUAGES_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/{project}/baseModels/{base_model}`."""
     base_model_id: _builtins.str
@@ -546,6 +764,18 @@ class BaseModel(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was entered."""
 
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Words for filters."""
+
+    @_builtins.property
+    def languages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Languages, as ISO codes."""
+
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tasks it is good at."""
+
     def __init__(
         self,
         *,
@@ -560,10 +790,13 @@ class BaseModel(_message.Message):
         license: _builtins.str = ...,
         source: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        languages: _abc.Iterable[_builtins.str] | None = ...,
+        tasks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_model_id", b"base_model_id", "context_length", b"context_length", "create_time", b"create_time", "digest", b"digest", "license", b"license", "manifest", b"manifest", "name", b"name", "num_parameters", b"num_parameters", "size_bytes", b"size_bytes", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_model_id", b"base_model_id", "context_length", b"context_length", "create_time", b"create_time", "digest", b"digest", "languages", b"languages", "license", b"license", "manifest", b"manifest", "name", b"name", "num_parameters", b"num_parameters", "size_bytes", b"size_bytes", "source", b"source", "tags", b"tags", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -575,11 +808,32 @@ class Model(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class AliasesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
     LATEST_FIELD_NUMBER: _builtins.int
     PRODUCTION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/{project}/models/{model}`."""
     model_id: _builtins.str
@@ -596,6 +850,10 @@ class Model(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
 
+    @_builtins.property
+    def aliases(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Versions that aliases name, by alias."""
+
     def __init__(
         self,
         *,
@@ -604,10 +862,11 @@ class Model(_message.Message):
         latest: Global___ModelVersion | None = ...,
         production: Global___ModelVersion | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        aliases: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "latest", b"latest", "production", b"production"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "latest", b"latest", "model_id", b"model_id", "name", b"name", "production", b"production"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "create_time", b"create_time", "latest", b"latest", "model_id", b"model_id", "name", b"name", "production", b"production"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -639,6 +898,26 @@ class ModelVersion(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
@@ -650,6 +929,14 @@ class ModelVersion(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    CREATOR_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    DATASET_DIGEST_FIELD_NUMBER: _builtins.int
+    DERIVED_FROM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/{project}/models/{model}/versions/{version}`."""
     version: _builtins.int
@@ -666,6 +953,18 @@ class ModelVersion(_message.Message):
     """Dataset version it was made with."""
     size_bytes: _builtins.int
     """Size in bytes."""
+    description: _builtins.str
+    """What it is, for people."""
+    pinned: _builtins.bool
+    """Kept whatever the retention policy says."""
+    creator: _builtins.str
+    """Who registered it; of a job's output the registry itself."""
+    base_model_digest: _builtins.str
+    """Digest of the base model. Empty: not known."""
+    dataset_digest: _builtins.str
+    """Digest of the dataset version. Empty: not known."""
+    derived_from: _builtins.str
+    """What it was converted from: a version or checkpoint. Empty: nothing."""
     @_builtins.property
     def manifest(self) -> _common_pb2.Manifest:
         """Its files, whose hashes were checked at registration."""
@@ -677,6 +976,14 @@ class ModelVersion(_message.Message):
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was registered."""
+
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Aliases that name it."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels."""
 
     def __init__(
         self,
@@ -692,10 +999,18 @@ class ModelVersion(_message.Message):
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         size_bytes: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        description: _builtins.str = ...,
+        pinned: _builtins.bool = ...,
+        creator: _builtins.str = ...,
+        base_model_digest: _builtins.str = ...,
+        dataset_digest: _builtins.str = ...,
+        derived_from: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "create_time", b"create_time", "dataset_version", b"dataset_version", "digest", b"digest", "job", b"job", "manifest", b"manifest", "metrics", b"metrics", "name", b"name", "size_bytes", b"size_bytes", "stage", b"stage", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_model", b"base_model", "base_model_digest", b"base_model_digest", "create_time", b"create_time", "creator", b"creator", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "derived_from", b"derived_from", "description", b"description", "digest", b"digest", "job", b"job", "labels", b"labels", "manifest", b"manifest", "metrics", b"metrics", "name", b"name", "pinned", b"pinned", "size_bytes", b"size_bytes", "stage", b"stage", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

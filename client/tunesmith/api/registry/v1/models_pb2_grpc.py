@@ -45,6 +45,21 @@ class ModelServiceStub(object):
                 request_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.ListBaseModelsRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.ListBaseModelsResponse.FromString,
                 _registered_method=True)
+        self.GetBaseModel = channel.unary_unary(
+                '/tunesmith.api.registry.v1.ModelService/GetBaseModel',
+                request_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.GetBaseModelRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.GetBaseModelResponse.FromString,
+                _registered_method=True)
+        self.UpdateBaseModel = channel.unary_unary(
+                '/tunesmith.api.registry.v1.ModelService/UpdateBaseModel',
+                request_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.UpdateBaseModelRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.UpdateBaseModelResponse.FromString,
+                _registered_method=True)
+        self.DeleteBaseModel = channel.unary_unary(
+                '/tunesmith.api.registry.v1.ModelService/DeleteBaseModel',
+                request_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.DeleteBaseModelRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.DeleteBaseModelResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/tunesmith.api.registry.v1.ModelService/GetModel',
                 request_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.GetModelRequest.SerializeToString,
@@ -91,6 +106,27 @@ class ModelServiceServicer(object):
 
     def ListBaseModels(self, request, context):
         """Lists base models by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBaseModel(self, request, context):
+        """Returns one base model, with the memory it needs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateBaseModel(self, request, context):
+        """Changes what people say of a base model: licence, tags, languages, tasks. Its files never change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteBaseModel(self, request, context):
+        """Deletes a base model that no model version refers to.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,6 +186,21 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ListBaseModels,
                     request_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.ListBaseModelsRequest.FromString,
                     response_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.ListBaseModelsResponse.SerializeToString,
+            ),
+            'GetBaseModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBaseModel,
+                    request_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.GetBaseModelRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.GetBaseModelResponse.SerializeToString,
+            ),
+            'UpdateBaseModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateBaseModel,
+                    request_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.UpdateBaseModelRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.UpdateBaseModelResponse.SerializeToString,
+            ),
+            'DeleteBaseModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteBaseModel,
+                    request_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.DeleteBaseModelRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.DeleteBaseModelResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -237,6 +288,87 @@ class ModelService(object):
             '/tunesmith.api.registry.v1.ModelService/ListBaseModels',
             tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.ListBaseModelsRequest.SerializeToString,
             tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.ListBaseModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBaseModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.registry.v1.ModelService/GetBaseModel',
+            tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.GetBaseModelRequest.SerializeToString,
+            tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.GetBaseModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateBaseModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.registry.v1.ModelService/UpdateBaseModel',
+            tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.UpdateBaseModelRequest.SerializeToString,
+            tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.UpdateBaseModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteBaseModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.registry.v1.ModelService/DeleteBaseModel',
+            tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.DeleteBaseModelRequest.SerializeToString,
+            tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2.DeleteBaseModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,12 @@ class ModelServiceStub:
     """
     ListBaseModels: _grpc.UnaryUnaryMultiCallable[_models_pb2.ListBaseModelsRequest, _models_pb2.ListBaseModelsResponse]
     """Lists base models by id."""
+    GetBaseModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.GetBaseModelRequest, _models_pb2.GetBaseModelResponse]
+    """Returns one base model, with the memory it needs."""
+    UpdateBaseModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.UpdateBaseModelRequest, _models_pb2.UpdateBaseModelResponse]
+    """Changes what people say of a base model: licence, tags, languages, tasks. Its files never change."""
+    DeleteBaseModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.DeleteBaseModelRequest, _models_pb2.DeleteBaseModelResponse]
+    """Deletes a base model that no model version refers to."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.GetModelResponse]
     """Returns one model."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_models_pb2.ListModelsRequest, _models_pb2.ListModelsResponse]
@@ -63,6 +69,12 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """
     ListBaseModels: _aio.UnaryUnaryMultiCallable[_models_pb2.ListBaseModelsRequest, _models_pb2.ListBaseModelsResponse]  # type: ignore[assignment]
     """Lists base models by id."""
+    GetBaseModel: _aio.UnaryUnaryMultiCallable[_models_pb2.GetBaseModelRequest, _models_pb2.GetBaseModelResponse]  # type: ignore[assignment]
+    """Returns one base model, with the memory it needs."""
+    UpdateBaseModel: _aio.UnaryUnaryMultiCallable[_models_pb2.UpdateBaseModelRequest, _models_pb2.UpdateBaseModelResponse]  # type: ignore[assignment]
+    """Changes what people say of a base model: licence, tags, languages, tasks. Its files never change."""
+    DeleteBaseModel: _aio.UnaryUnaryMultiCallable[_models_pb2.DeleteBaseModelRequest, _models_pb2.DeleteBaseModelResponse]  # type: ignore[assignment]
+    """Deletes a base model that no model version refers to."""
     GetModel: _aio.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.GetModelResponse]  # type: ignore[assignment]
     """Returns one model."""
     ListModels: _aio.UnaryUnaryMultiCallable[_models_pb2.ListModelsRequest, _models_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -96,6 +108,30 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.ListBaseModelsResponse, _abc.Awaitable[_models_pb2.ListBaseModelsResponse]]:
         """Lists base models by id."""
+
+    @_abc_1.abstractmethod
+    def GetBaseModel(
+        self,
+        request: _models_pb2.GetBaseModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.GetBaseModelResponse, _abc.Awaitable[_models_pb2.GetBaseModelResponse]]:
+        """Returns one base model, with the memory it needs."""
+
+    @_abc_1.abstractmethod
+    def UpdateBaseModel(
+        self,
+        request: _models_pb2.UpdateBaseModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.UpdateBaseModelResponse, _abc.Awaitable[_models_pb2.UpdateBaseModelResponse]]:
+        """Changes what people say of a base model: licence, tags, languages, tasks. Its files never change."""
+
+    @_abc_1.abstractmethod
+    def DeleteBaseModel(
+        self,
+        request: _models_pb2.DeleteBaseModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.DeleteBaseModelResponse, _abc.Awaitable[_models_pb2.DeleteBaseModelResponse]]:
+        """Deletes a base model that no model version refers to."""
 
     @_abc_1.abstractmethod
     def GetModel(

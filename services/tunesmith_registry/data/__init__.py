@@ -1,0 +1,1 @@
+"""Data of the registry: imports, uploads, prompt templates, statistics, previews, derivations."""

@@ -1,0 +1,1 @@
+"""Evaluations: the outputs of evaluation jobs, verified, scored, compared and browsed."""

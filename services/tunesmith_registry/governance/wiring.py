@@ -1,0 +1,81 @@
+"""What `main` starts of governance: its services and background tasks."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from tunesmith.api.registry.v1 import (
+    cards_pb2,
+    cards_pb2_grpc,
+    exports_pb2,
+    exports_pb2_grpc,
+    lineage_pb2,
+    lineage_pb2_grpc,
+    search_pb2,
+    search_pb2_grpc,
+    stages_pb2,
+    stages_pb2_grpc,
+    versions_pb2,
+    versions_pb2_grpc,
+)
+from tunesmith.errors import InvalidArgument
+from tunesmith_kit.blobs import BlobStore
+from tunesmith_kit.clock import Clock
+from tunesmith_kit.db import Database
+from tunesmith_kit.tasks import Tasks
+from tunesmith_registry.governance.collecting import Collector
+from tunesmith_registry.governance.keys import SigningKey
+from tunesmith_registry.governance.proofservice import ExportService, LineageService, SearchService
+from tunesmith_registry.governance.sealing import Sealer
+from tunesmith_registry.governance.service import CardService, StageService, VersionService
+
+MODULES = (versions_pb2, stages_pb2, cards_pb2, lineage_pb2, search_pb2, exports_pb2)
+Registered = list[tuple[Callable[[Any, Any], None], object]]
+# Content on its way is younger: the blob store renews what is asked for at half of it.
+_SHORTEST_GRACE_HOURS = 1.0
+
+
+async def start(
+    db: Database,
+    blobs: BlobStore,
+    clock: Clock,
+    tasks: Tasks,
+    data_dir: Path,
+    signing_key: str,
+    grace_hours: float,
+    interval_hours: float,
+) -> Registered:
+    """Starts the background tasks and returns the services.
+
+    Raises:
+        InvalidArgument: the key is none, or the grace is too short to be safe.
+    """
+    if grace_hours < _SHORTEST_GRACE_HOURS:
+        raise InvalidArgument(
+            "SETTING_INVALID",
+            f"content that nothing refers to must be kept {_SHORTEST_GRACE_HOURS:g} h at least",
+            field="TUNESMITH_REGISTRY_GARBAGE_GRACE_HOURS",
+            value=grace_hours,
+            remedy="give a longer time; uploads and outputs under way are safe within it",
+        )
+    key = await asyncio.to_thread(SigningKey.load, signing_key, data_dir)
+    sealer = Sealer(db, key)
+    tasks.spawn("sealer", sealer.run)
+    collector = Collector(
+        db, blobs, clock, timedelta(hours=grace_hours), timedelta(hours=max(interval_hours, 0.1))
+    )
+    if interval_hours > 0:
+        tasks.spawn("garbage", collector.run)
+    return [
+        (versions_pb2_grpc.add_VersionServiceServicer_to_server, VersionService(db, blobs, clock)),
+        (stages_pb2_grpc.add_StageServiceServicer_to_server, StageService(db, clock)),
+        (cards_pb2_grpc.add_CardServiceServicer_to_server, CardService(db, clock)),
+        (lineage_pb2_grpc.add_LineageServiceServicer_to_server, LineageService(db, blobs, sealer)),
+        (search_pb2_grpc.add_SearchServiceServicer_to_server, SearchService(db, blobs)),
+        (
+            exports_pb2_grpc.add_ExportServiceServicer_to_server,
+            ExportService(db, blobs, clock, sealer, collector),
+        ),
+    ]
