@@ -45,8 +45,8 @@ class RegistrySettings(DataSettings):
     signing_key: str = setting(
         "", "ed25519 key for receipts, 64 hexadecimal digits; empty: one is made", secret=True
     )
-    garbage_grace_hours: float = setting(24.0, "how long content that nothing refers to is kept")
-    garbage_interval_hours: float = setting(24.0, "hours between garbage collections; 0: only when asked for")
+    garbage_grace_hours: float = setting(168.0, "how long content that nothing refers to is kept")
+    garbage_interval_hours: float = setting(0.0, "hours between garbage collections; 0: only when asked for")
 
 
 async def build(settings: RegistrySettings, telemetry: Telemetry) -> Running:
