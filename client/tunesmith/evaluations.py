@@ -18,7 +18,7 @@ KINDS: Sequence[str] = [
     field.name for field in evaluation_pb2.Scorer.DESCRIPTOR.oneofs_by_name["kind"].fields
 ]
 _ORDERS = evaluations_pb2.DESCRIPTOR.enum_types_by_name["SampleOrder"]
-_FORMATS = evaluation_pb2.DESCRIPTOR.enum_types_by_name["ExportFormat"]
+_FORMATS = evaluation_pb2.DESCRIPTOR.enum_types_by_name["ModelFormat"]
 _WEIGHTS = evaluation_pb2.DESCRIPTOR.enum_types_by_name["WeightFormat"]
 Scorers = Iterable[str | Mapping[str, Any] | evaluation_pb2.Scorer]
 
@@ -85,7 +85,7 @@ class Evaluations(Handle[Face]):
         wanted.export.target = await resolve(self._core, target)
         if format:
             number = names.number("format", _FORMATS, format)
-            wanted.export.format = evaluation_pb2.ExportFormat.ValueType(number)
+            wanted.export.format = evaluation_pb2.ModelFormat.ValueType(number)
         if weights:
             number = names.number("weights", _WEIGHTS, weights)
             wanted.export.weights = evaluation_pb2.WeightFormat.ValueType(number)

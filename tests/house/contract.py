@@ -56,7 +56,7 @@ Place = tuple[int, ...]
 def services() -> list[ServiceDescriptor]:
     """Returns every service of the contract."""
     found = [service for module in SERVED for service in module.DESCRIPTOR.services_by_name.values()]
-    declared = {f"{file.package}.{service.name}" for file in _files() for service in file.service}
+    declared = {f"{file.package}.{service.name}" for file in proto_files() for service in file.service}
     assert {service.full_name for service in found} == declared, "a service is missing in SERVED"
     return found
 
@@ -78,7 +78,8 @@ def values(enum: EnumDescriptor) -> Iterator[tuple[str, int, str]]:
             yield value.name, value.number, comment(f"{enum.full_name}.{value.name}")
 
 
-def _files() -> list[FileDescriptorProto]:
+def proto_files() -> list[FileDescriptorProto]:
+    """Returns the contract's files as they were compiled."""
     raw = (files("tunesmith.api") / "contract.binpb").read_bytes()
     every = descriptor_pb2.FileDescriptorSet.FromString(raw).file
     return [file for file in every if file.package.startswith("tunesmith.api.")]
@@ -86,7 +87,7 @@ def _files() -> list[FileDescriptorProto]:
 
 @cache
 def _comments() -> dict[str, str]:
-    return {name: text for file in _files() for name, text in _of_file(file)}
+    return {name: text for file in proto_files() for name, text in _of_file(file)}
 
 
 def _of_file(file: FileDescriptorProto) -> Iterator[tuple[str, str]]:

@@ -91,3 +91,13 @@ def test_every_part_of_the_contract_has_a_comment() -> None:
     comments = contract._comments()
     assert len(comments) > 300
     assert [name for name, text in comments.items() if not text] == []
+
+
+def test_no_two_types_share_a_name() -> None:
+    """The page's types, and those of other languages, have no packages to tell them apart."""
+    names = [
+        each.name
+        for file in contract.proto_files()
+        for each in (*file.message_type, *file.enum_type)
+    ]
+    assert sorted(names) == sorted(set(names))

@@ -76,7 +76,7 @@ async def test_an_evaluation_goes_from_submit_to_its_scores(jobs: Jobs) -> None:
 
 async def test_an_export_needs_no_data_and_ends_with_a_version(jobs: Jobs) -> None:
     await jobs.join()
-    export = evaluation_pb2.ExportSpec(target=VERSION, format=evaluation_pb2.EXPORT_FORMAT_MERGED)
+    export = evaluation_pb2.ExportSpec(target=VERSION, format=evaluation_pb2.MODEL_FORMAT_MERGED)
     job = await jobs.submit(
         base_model="", dataset="", export=export, output=spec_pb2.OutputSpec(model="merged")
     )

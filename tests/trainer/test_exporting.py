@@ -72,7 +72,7 @@ def test_a_merged_model_answers_as_base_and_adapter_do(
     make_run: MakeRun, train: Train, runs: dict[str, Path], base: Path
 ) -> None:
     adapter = runs["lora"] / "output"
-    run = make_run(export(format="EXPORT_FORMAT_MERGED"), dataset=None, targets=[target("version", adapter)])
+    run = make_run(export(format="MODEL_FORMAT_MERGED"), dataset=None, targets=[target("version", adapter)])
     assert train(run) == 0, support.log_of(run)
     merged = AutoModelForCausalLM.from_pretrained(run / "output", dtype=torch.float32)
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -88,7 +88,7 @@ def test_weights_are_rounded_when_that_is_asked(
     make_run: MakeRun, train: Train, runs: dict[str, Path]
 ) -> None:
     run = make_run(
-        export(format="EXPORT_FORMAT_MERGED", weights="WEIGHT_FORMAT_BFLOAT16"),
+        export(format="MODEL_FORMAT_MERGED", weights="WEIGHT_FORMAT_BFLOAT16"),
         dataset=None,
         targets=[target("version", runs["lora"] / "output")],
     )
@@ -102,7 +102,7 @@ def test_what_cannot_be_exported_is_refused(
 ) -> None:
     full = target("version", runs["full"] / "output")
     for name, spec, wanted, reason in (
-        ("full", export(format="EXPORT_FORMAT_ADAPTER"), full, "EXPORT_IMPOSSIBLE"),
+        ("full", export(format="MODEL_FORMAT_ADAPTER"), full, "EXPORT_IMPOSSIBLE"),
         ("base", export(), target("base"), "FIELD_INVALID"),
         ("damaged", export(), {**full, "digest": "0" * 64}, "INPUT_DAMAGED"),
     ):

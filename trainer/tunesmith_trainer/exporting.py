@@ -37,9 +37,9 @@ _KEPT = (
 class Format(StrEnum):
     """Forms of a model; unset: as it was trained."""
 
-    AS_TRAINED = "EXPORT_FORMAT_UNSPECIFIED"
-    ADAPTER = "EXPORT_FORMAT_ADAPTER"
-    MERGED = "EXPORT_FORMAT_MERGED"
+    AS_TRAINED = "MODEL_FORMAT_UNSPECIFIED"
+    ADAPTER = "MODEL_FORMAT_ADAPTER"
+    MERGED = "MODEL_FORMAT_MERGED"
 
 
 class Weights(StrEnum):
@@ -83,7 +83,7 @@ def _format(spec: Fields, full: bool, name: str) -> Format:
         raise invalid_input(
             "EXPORT_IMPOSSIBLE",
             f"{name} has no adapter: every weight was trained",
-            "use EXPORT_FORMAT_MERGED",
+            "use MODEL_FORMAT_MERGED",
         )
     return wanted
 

@@ -133,7 +133,7 @@ def _facts(found: statistics_pb2.DatasetStatistics) -> Iterable[tuple[str, str]]
 
 def _histograms(
     found: statistics_pb2.DatasetStatistics,
-) -> Iterable[tuple[str, statistics_pb2.Histogram]]:
+) -> Iterable[tuple[str, statistics_pb2.CountHistogram]]:
     if found.HasField("tokens"):
         yield "tokens of a row", found.tokens.lengths
         yield "learnt tokens of a row", found.tokens.trained
@@ -143,7 +143,7 @@ def _histograms(
         yield "turns", found.turns
 
 
-def _draw(title: str, histogram: statistics_pb2.Histogram) -> None:
+def _draw(title: str, histogram: statistics_pb2.CountHistogram) -> None:
     if not histogram.counts:
         return
     out, most = console(), max(histogram.counts)

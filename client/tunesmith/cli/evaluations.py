@@ -326,7 +326,7 @@ def _print_evaluation(made: evaluations_pb2.Evaluation) -> None:
         console(stderr=True).print(f"[yellow]note:[/yellow] {escape(warning)}")
 
 
-def _print_comparisons(comparisons: Sequence[evaluations_pb2.Comparison], targets: list[str]) -> None:
+def _print_comparisons(comparisons: Sequence[evaluations_pb2.TargetComparison], targets: list[str]) -> None:
     first = _short(targets[0])
     print_table(
         ["METRIC", f"BESIDE {first}", "DIFFERENCE", "95 % INTERVAL", "WINS", "TIES", "LOSSES"],
@@ -373,7 +373,7 @@ def _value(score: evaluations_pb2.Score | None) -> str:
     return f"{score.value:.4g} ±{(score.ci_high - score.ci_low) / 2:.2g}"
 
 
-def _difference(each: evaluations_pb2.Comparison) -> str:
+def _difference(each: evaluations_pb2.TargetComparison) -> str:
     shown = f"{each.difference:+.4g}"
     if each.ci_low <= 0 <= each.ci_high:
         return shown

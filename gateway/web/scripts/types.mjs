@@ -25,7 +25,8 @@ const SCALARS = new Map([
   ...[INT32, UINT32, SINT32, FIXED32, SFIXED32].map((kind) => [kind, "number"]),
 ]);
 
-const seen = new Set();
+// Full name of each type to the name it has here: its own, or, where two packages use the same, with its package's.
+const names = new Map();
 const out = [
   "// Generated from the contract by scripts/types.mjs; never edited.",
   "",
@@ -44,14 +45,16 @@ function comment(file, path, indent) {
   if (text) out.push(`${indent}/** ${text.split("\n").map((line) => line.trim()).join(" ")} */`);
 }
 
-function once(name) {
-  if (seen.has(name)) throw new Error(`two types of the contract are called ${name}`);
-  seen.add(name);
-  return name;
+function nameIn(file, name) {
+  const taken = new Set(names.values());
+  const area = file.package.split(".").at(-2);
+  const own = taken.has(name) ? area[0].toUpperCase() + area.slice(1) + name : name;
+  if (taken.has(own)) throw new Error(`two types of the contract are called ${own}`);
+  names.set(`.${file.package}.${name}`, own);
 }
 
 function typeOf(field, maps) {
-  const last = field.typeName.split(".").pop();
+  const last = names.get(field.typeName);
   if (field.type === MESSAGE && maps.has(field.typeName)) {
     return `Record<string, ${typeOf(maps.get(field.typeName).field[1], maps)}>`;
   }
@@ -67,7 +70,7 @@ function message(file, proto, path) {
     proto.nestedType.filter((nested) => nested.options?.mapEntry).map((nested) => [`.${file.package}.${proto.name}.${nested.name}`, nested]),
   );
   comment(file, path, "");
-  out.push(`export interface ${once(proto.name)} {`);
+  out.push(`export interface ${names.get(`.${file.package}.${proto.name}`)} {`);
   proto.field.forEach((field, index) => {
     const repeated = field.label === FieldDescriptorProto_Label.REPEATED;
     const absent = !repeated && (field.type === MESSAGE || inOneof(field));
@@ -82,11 +85,12 @@ function inOneof(field) {
   return isFieldSet(field, FieldDescriptorProtoSchema.field.oneofIndex);
 }
 
-for (const file of set.file) {
-  if (!file.package.startsWith("tunesmith.api.") || file.name.endsWith("options.proto")) continue;
+const files = set.file.filter((file) => file.package.startsWith("tunesmith.api.") && !file.name.endsWith("options.proto"));
+for (const file of files) for (const proto of [...file.enumType, ...file.messageType]) nameIn(file, proto.name);
+for (const file of files) {
   file.enumType.forEach((proto, index) => {
     comment(file, [5, index], "");
-    out.push(`export type ${once(proto.name)} =`, ...proto.value.map((value) => `  | "${value.name}"`), "");
+    out.push(`export type ${names.get(`.${file.package}.${proto.name}`)} =`, ...proto.value.map((value) => `  | "${value.name}"`), "");
     out[out.length - 2] += ";";
   });
   file.messageType.forEach((proto, index) => message(file, proto, [4, index]));

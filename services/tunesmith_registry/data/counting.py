@@ -194,16 +194,16 @@ class TokenCount:
         )
 
 
-def histogram(values: "array[int]") -> pb.Histogram:
+def histogram(values: "array[int]") -> pb.CountHistogram:
     """Counts over about thirty ranges: of equal width, or of equal ratio when the values spread wide."""
     if not values:
-        return pb.Histogram()
+        return pb.CountHistogram()
     found: npt.NDArray[np.int64] = np.frombuffer(values, dtype=np.int64)
     low, high = int(found.min()), int(found.max())
     bounds = _bounds(low, high, float(np.median(found)))
     counts, _ = np.histogram(found, bounds)
     p50, p90, p99 = np.quantile(found, [0.5, 0.9, 0.99]).tolist()
-    return pb.Histogram(
+    return pb.CountHistogram(
         bounds=bounds, counts=counts.tolist(), min=low, max=high, mean=float(found.mean()),
         p50=p50, p90=p90, p99=p99,
     )  # fmt: skip

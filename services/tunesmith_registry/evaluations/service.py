@@ -114,7 +114,7 @@ def _check_side(evaluation: pb.Evaluation, wanted: pb.EvaluatedTarget, at: int, 
         )
 
 
-def _compare(sides: list[tuple[Judgements, int]]) -> list[pb.Comparison]:
+def _compare(sides: list[tuple[Judgements, int]]) -> list[pb.TargetComparison]:
     """Comparisons on the rows and metrics that all sides have."""
     rows = sides[0][0].rows
     for found, _ in sides[1:]:

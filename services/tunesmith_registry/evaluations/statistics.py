@@ -54,7 +54,7 @@ def score(metric: Metric, side: Side) -> tuple[float, float, float, int] | None:
     return value, float(low), float(high), int(counted.sum())
 
 
-def compare(metric: Metric, first: Side, other: Side) -> pb.Comparison | None:
+def compare(metric: Metric, first: Side, other: Side) -> pb.TargetComparison | None:
     """`other` less `first` on the rows that both have; None when there is none."""
     both = np.isfinite(first.values) & np.isfinite(other.values)
     if not both.any():
@@ -70,7 +70,7 @@ def compare(metric: Metric, first: Side, other: Side) -> pb.Comparison | None:
     gain = other.values[both] - first.values[both]
     gain = gain if metric.higher_is_better else -gain
     wins, losses = int((gain > _TINY).sum()), int((gain < -_TINY).sum())
-    return pb.Comparison(
+    return pb.TargetComparison(
         metric=metric.name,
         difference=float(difference[0]),
         ci_low=float(low),
@@ -83,7 +83,7 @@ def compare(metric: Metric, first: Side, other: Side) -> pb.Comparison | None:
     )
 
 
-def compared(metrics: Sequence[Metric], found: Mapping[str, Sequence[Side]]) -> list[pb.Comparison]:
+def compared(metrics: Sequence[Metric], found: Mapping[str, Sequence[Side]]) -> list[pb.TargetComparison]:
     """Each target beside the first one, by target, then by metric."""
     num_targets = len(next(iter(found.values()))) if found else 0
     made = []

@@ -20,29 +20,29 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class _ExportFormat:
+class _ModelFormat:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _ExportFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExportFormat.ValueType], _builtins.type):
+class _ModelFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelFormat.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
-    EXPORT_FORMAT_UNSPECIFIED: _ExportFormat.ValueType  # 0
+    MODEL_FORMAT_UNSPECIFIED: _ModelFormat.ValueType  # 0
     """As it was trained: an adapter of LoRA, a full model else."""
-    EXPORT_FORMAT_ADAPTER: _ExportFormat.ValueType  # 1
+    MODEL_FORMAT_ADAPTER: _ModelFormat.ValueType  # 1
     """A PEFT folder: the adapter alone."""
-    EXPORT_FORMAT_MERGED: _ExportFormat.ValueType  # 2
+    MODEL_FORMAT_MERGED: _ModelFormat.ValueType  # 2
     """A Hugging Face folder: the base model with the adapter worked in."""
 
-class ExportFormat(_ExportFormat, metaclass=_ExportFormatEnumTypeWrapper):
+class ModelFormat(_ModelFormat, metaclass=_ModelFormatEnumTypeWrapper):
     """The form of an exported model."""
 
-EXPORT_FORMAT_UNSPECIFIED: ExportFormat.ValueType  # 0
+MODEL_FORMAT_UNSPECIFIED: ModelFormat.ValueType  # 0
 """As it was trained: an adapter of LoRA, a full model else."""
-EXPORT_FORMAT_ADAPTER: ExportFormat.ValueType  # 1
+MODEL_FORMAT_ADAPTER: ModelFormat.ValueType  # 1
 """A PEFT folder: the adapter alone."""
-EXPORT_FORMAT_MERGED: ExportFormat.ValueType  # 2
+MODEL_FORMAT_MERGED: ModelFormat.ValueType  # 2
 """A Hugging Face folder: the base model with the adapter worked in."""
-Global___ExportFormat: _TypeAlias = ExportFormat  # noqa: Y015
+Global___ModelFormat: _TypeAlias = ModelFormat  # noqa: Y015
 
 class _WeightFormat:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -553,7 +553,7 @@ class ExportSpec(_message.Message):
     WEIGHTS_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """What is converted: a model version or a checkpoint by its full name."""
-    format: Global___ExportFormat.ValueType
+    format: Global___ModelFormat.ValueType
     """The form."""
     weights: Global___WeightFormat.ValueType
     """Number format of a merged model's weights. Default float32: what evaluation and chat computed with."""
@@ -561,7 +561,7 @@ class ExportSpec(_message.Message):
         self,
         *,
         target: _builtins.str = ...,
-        format: Global___ExportFormat.ValueType = ...,
+        format: Global___ModelFormat.ValueType = ...,
         weights: Global___WeightFormat.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015

@@ -324,7 +324,7 @@ class CompareEvaluationsResponse(_message.Message):
     COMPARISONS_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def comparisons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Comparison]:
+    def comparisons(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetComparison]:
         """A comparison for each metric both sides have, and each target after the first."""
 
     @_builtins.property
@@ -334,7 +334,7 @@ class CompareEvaluationsResponse(_message.Message):
     def __init__(
         self,
         *,
-        comparisons: _abc.Iterable[Global___Comparison] | None = ...,
+        comparisons: _abc.Iterable[Global___TargetComparison] | None = ...,
         targets: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -399,7 +399,7 @@ class Evaluation(_message.Message):
         """Scores, by target and metric."""
 
     @_builtins.property
-    def comparisons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Comparison]:
+    def comparisons(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetComparison]:
         """Each target beside the first one, by metric."""
 
     @_builtins.property
@@ -425,7 +425,7 @@ class Evaluation(_message.Message):
         manifest: _common_pb2.Manifest | None = ...,
         num_rows: _builtins.int = ...,
         scores: _abc.Iterable[Global___Score] | None = ...,
-        comparisons: _abc.Iterable[Global___Comparison] | None = ...,
+        comparisons: _abc.Iterable[Global___TargetComparison] | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
@@ -488,7 +488,7 @@ class Score(_message.Message):
 Global___Score: _TypeAlias = Score  # noqa: Y015
 
 @_typing.final
-class Comparison(_message.Message):
+class TargetComparison(_message.Message):
     """Two targets in one metric, on the same rows."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -543,7 +543,7 @@ class Comparison(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Comparison: _TypeAlias = Comparison  # noqa: Y015
+Global___TargetComparison: _TypeAlias = TargetComparison  # noqa: Y015
 
 @_typing.final
 class EvaluationSample(_message.Message):

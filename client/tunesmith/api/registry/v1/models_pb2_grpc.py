@@ -98,7 +98,7 @@ class ModelServiceServicer(object):
 
     def ImportBaseModel(self, request, context):
         """Enters a base model whose files were uploaded. Refuses anything that could run code: pickles,
-        Python files, `auto_map`.
+        Python files, `auto_map` unless the project's policy lists its digest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,7 @@ class ModelServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ModelServiceAsyncStub: ...
     ImportBaseModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.ImportBaseModelRequest, _models_pb2.ImportBaseModelResponse]
     """Enters a base model whose files were uploaded. Refuses anything that could run code: pickles,
-    Python files, `auto_map`.
+    Python files, `auto_map` unless the project's policy lists its digest.
     """
     ListBaseModels: _grpc.UnaryUnaryMultiCallable[_models_pb2.ListBaseModelsRequest, _models_pb2.ListBaseModelsResponse]
     """Lists base models by id."""
@@ -65,7 +65,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ImportBaseModel: _aio.UnaryUnaryMultiCallable[_models_pb2.ImportBaseModelRequest, _models_pb2.ImportBaseModelResponse]  # type: ignore[assignment]
     """Enters a base model whose files were uploaded. Refuses anything that could run code: pickles,
-    Python files, `auto_map`.
+    Python files, `auto_map` unless the project's policy lists its digest.
     """
     ListBaseModels: _aio.UnaryUnaryMultiCallable[_models_pb2.ListBaseModelsRequest, _models_pb2.ListBaseModelsResponse]  # type: ignore[assignment]
     """Lists base models by id."""
@@ -98,7 +98,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.ImportBaseModelResponse, _abc.Awaitable[_models_pb2.ImportBaseModelResponse]]:
         """Enters a base model whose files were uploaded. Refuses anything that could run code: pickles,
-        Python files, `auto_map`.
+        Python files, `auto_map` unless the project's policy lists its digest.
         """
 
     @_abc_1.abstractmethod

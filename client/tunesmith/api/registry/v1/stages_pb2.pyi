@@ -570,6 +570,7 @@ class ModelPolicy(_message.Message):
     GATES_FIELD_NUMBER: _builtins.int
     KEEP_ARCHIVED_FIELD_NUMBER: _builtins.int
     ARCHIVED_DAYS_FIELD_NUMBER: _builtins.int
+    REMOTE_CODE_DIGESTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/{project}/models/{model}`, with `-` for the whole project. Empty: the default."""
     approval_required: _builtins.bool
@@ -582,6 +583,12 @@ class ModelPolicy(_message.Message):
     def gates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gate]:
         """Gates; each must be passed before a move to its stage."""
 
+    @_builtins.property
+    def remote_code_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Digests of base models whose files may name code of their own (`auto_map`). The code is never run:
+        transformers' own class is taken. Of the whole project only; set by an admin.
+        """
+
     def __init__(
         self,
         *,
@@ -590,10 +597,11 @@ class ModelPolicy(_message.Message):
         gates: _abc.Iterable[Global___Gate] | None = ...,
         keep_archived: _builtins.int = ...,
         archived_days: _builtins.int = ...,
+        remote_code_digests: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_required", b"approval_required", "archived_days", b"archived_days", "gates", b"gates", "keep_archived", b"keep_archived", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_required", b"approval_required", "archived_days", b"archived_days", "gates", b"gates", "keep_archived", b"keep_archived", "name", b"name", "remote_code_digests", b"remote_code_digests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -173,11 +173,11 @@ class DatasetStatistics(_message.Message):
     num_rows_compared: _builtins.int
     """Rows looked at for near duplicates and overlaps: the first million at most."""
     @_builtins.property
-    def characters(self) -> Global___Histogram:
+    def characters(self) -> Global___CountHistogram:
         """Characters of a row."""
 
     @_builtins.property
-    def turns(self) -> Global___Histogram:
+    def turns(self) -> Global___CountHistogram:
         """Turns of a conversation. Absent for other shapes."""
 
     @_builtins.property
@@ -222,8 +222,8 @@ class DatasetStatistics(_message.Message):
         dataset_version: _builtins.str = ...,
         num_rows: _builtins.int = ...,
         size_bytes: _builtins.int = ...,
-        characters: Global___Histogram | None = ...,
-        turns: Global___Histogram | None = ...,
+        characters: Global___CountHistogram | None = ...,
+        turns: Global___CountHistogram | None = ...,
         roles: _abc.Iterable[Global___Share] | None = ...,
         languages: _abc.Iterable[Global___Share] | None = ...,
         labels: _abc.Iterable[Global___Share] | None = ...,
@@ -288,11 +288,11 @@ class TokenStatistics(_message.Message):
     first_error: _builtins.str
     """The first such error."""
     @_builtins.property
-    def lengths(self) -> Global___Histogram:
+    def lengths(self) -> Global___CountHistogram:
         """Tokens of a row."""
 
     @_builtins.property
-    def trained(self) -> Global___Histogram:
+    def trained(self) -> Global___CountHistogram:
         """Tokens that are learnt of a row."""
 
     @_builtins.property
@@ -305,8 +305,8 @@ class TokenStatistics(_message.Message):
         base_model: _builtins.str = ...,
         prompt_template: _builtins.str = ...,
         max_length: _builtins.int = ...,
-        lengths: Global___Histogram | None = ...,
-        trained: Global___Histogram | None = ...,
+        lengths: Global___CountHistogram | None = ...,
+        trained: Global___CountHistogram | None = ...,
         num_tokens: _builtins.int = ...,
         num_trained_tokens: _builtins.int = ...,
         num_truncated: _builtins.int = ...,
@@ -351,7 +351,7 @@ class TruncationPoint(_message.Message):
 Global___TruncationPoint: _TypeAlias = TruncationPoint  # noqa: Y015
 
 @_typing.final
-class Histogram(_message.Message):
+class CountHistogram(_message.Message):
     """Counts over ranges of a quantity."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -402,7 +402,7 @@ class Histogram(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Histogram: _TypeAlias = Histogram  # noqa: Y015
+Global___CountHistogram: _TypeAlias = CountHistogram  # noqa: Y015
 
 @_typing.final
 class Share(_message.Message):
