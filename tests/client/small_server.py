@@ -287,6 +287,14 @@ class _Datasets(datasets_pb2_grpc.DatasetServiceServicer):
         report = datasets_pb2.ValidationReport(num_rows=len(rows))
         return datasets_pb2.ImportDatasetResponse(version=version, report=report)
 
+    async def RunImport(
+        self, request: datasets_pb2.RunImportRequest, context: Any
+    ) -> AsyncIterator[datasets_pb2.RunImportResponse]:
+        result = await self.ImportDataset(request.import_request, context)
+        yield datasets_pb2.RunImportResponse(progress=datasets_pb2.ImportProgress(phase="checking"))
+        done = datasets_pb2.ImportProgress(phase="done", num_rows=result.report.num_rows)
+        yield datasets_pb2.RunImportResponse(progress=done, result=result)
+
 
 class _Models(models_pb2_grpc.ModelServiceServicer):
     def __init__(self, state: State) -> None:
