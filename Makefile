@@ -118,6 +118,10 @@ bench: setup ## figures of speed and size, with named rivals
 bench-metrics: setup ## the metric path beside MLflow, trackio and TensorBoard, which are installed apart (10 min)
 	$(PY) -m bench.metrics
 
+.PHONY: bench-registry
+bench-registry: setup ## imports, transfers beside a plain copy, search over 10,000 models, chat beside generate (5 min)
+	$(PY) -m bench.registry
+
 .PHONY: migration
 migration: ## write a migration: make migration SERVICE=jobs MESSAGE="why" NUMBER=0002
 	$(PY) -m tunesmith_kit.migrate $(SERVICE) "$(MESSAGE)" $(NUMBER)

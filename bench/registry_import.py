@@ -1,7 +1,9 @@
 """Imports, duplicates, uploads and downloads of the registry, beside a plain copy with SHA-256.
 
-`python -m bench.registry_import [--megabytes N] [--near-rows N]`. The copy is the named rival: read, hash,
-write and fsync of the same bytes by one process, in the same run and on the same disk. The last line is JSON.
+`python -m bench.registry_import [--megabytes N] [--near-rows N] [--rounds N]`. The copy is the named rival:
+read, hash, write and fsync of the same bytes by one process, into a new file as an upload is one, on the same
+disk, right before and right after each transfer. Ratios are medians over the rounds; processor seconds a GB
+are of all processes. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+import psutil
 
 from tests.support.platform import Platform, embedded
 
@@ -62,11 +67,12 @@ from tunesmith_kit.blobs import BlobStore
 from tunesmith_registry.data import importing, sources
 store = BlobStore.open(sys.argv[1])
 digest = store.put_file(Path(sys.argv[2])).digest
-before = time.perf_counter()
+before, put = time.perf_counter(), time.process_time()
 made = importing.read(store, sources.uploaded(store, digest), datasets_pb2.ImportDatasetRequest())
 took = time.perf_counter() - before
 own, workers = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 print(json.dumps({"seconds": took, "rows": made.num_rows,
+    "cpu": sum(use.ru_utime + use.ru_stime for use in (own, workers)) - put,
     "rss_mb": (own.ru_maxrss + 2 * workers.ru_maxrss) / 1000}))
 """
 
@@ -103,45 +109,87 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - before
 
 
-def transfers(platform: Platform, file: Path, to: Path) -> tuple[float, float]:
-    """Seconds of an upload and of a download through the gateway."""
+def copied(source: Path, folder: Path) -> float:
+    """Seconds of a plain copy into a new file."""
+    to = folder / "copy"
+    try:
+        return timed(lambda: plain_copy(source, to))
+    finally:
+        to.unlink()
+
+
+def transfers(platform: Platform, file: Path, folder: Path, rounds: int) -> Iterator[dict[str, float]]:
+    """A round each: seconds and processor seconds of an upload and a download through the gateway, seconds of
+    the copies about them."""
     from tunesmith import blobs
+
+    to = folder / "down"
+    server, own = psutil.Process(platform.processes["up"].pid), psutil.Process()
+
+    def cpu() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in (server, own))
 
     with platform.client() as client:
         core, loop = client._core, client._core.loop
         assert loop is not None, "the blocking face has a loop"
-        local = loop.run(blobs.inspect(file))
-        up = timed(lambda: loop.run(blobs.upload(core, [local])))
-        down = timed(lambda: loop.run(blobs.download(core, local.sha256, to)))
-    return up, down
+        for number in range(rounds):
+            with file.open("ab") as changed:
+                changed.write(b'{"text": "round %d"}\n' % number)  # content that is not stored yet
+            local = loop.run(blobs.inspect(file))
+            copies, began = [copied(file, folder)], cpu()
+            up = timed(lambda local=local: loop.run(blobs.upload(core, [local])))  # type: ignore[misc]
+            uploaded = cpu() - began
+            copies.append(copied(file, folder))
+            began = cpu()
+            down = timed(lambda local=local: loop.run(blobs.download(core, local.sha256, to)))  # type: ignore[misc]
+            downloaded = cpu() - began
+            to.unlink()
+            copies.append(copied(file, folder))
+            yield {
+                "up": up, "up_copy": sum(copies[:2]) / 2, "up_cpu": uploaded,
+                "down": down, "down_copy": sum(copies[1:]) / 2, "down_cpu": downloaded,
+            }  # fmt: skip
+
+
+def _measures(way: str, size: float) -> list[tuple[str, Callable[[dict[str, float]], float]]]:
+    return [
+        ("mb_per_s", lambda each: size / each[way]),
+        ("of_copy", lambda each: each[f"{way}_copy"] / each[way]),
+        ("cpu_s_per_gb", lambda each: each[f"{way}_cpu"] / size * 1000),
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.registry_import", description=__doc__)
     parser.add_argument("--megabytes", type=int, default=400)
     parser.add_argument("--near-rows", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-import-") as name:
         root, file = Path(name), Path(name) / "rows.jsonl"
         rows(file, options.megabytes)
         size = file.stat().st_size / 1e6
-        copy = timed(lambda: plain_copy(file, root / "copy"))
+        began = time.process_time()
+        copied(file, root)
+        copy_cpu = time.process_time() - began
         made = imported(root, file)
         near = near_rows_per_s(options.near_rows)
         (root / "platform").mkdir()
         with embedded(root / "platform") as platform:
-            up, down = transfers(platform, file, root / "down")
-        copy = min(copy, timed(lambda: plain_copy(file, root / "copy")))
+            done = list(transfers(platform, file, root, options.rounds))
     found = {
-        "copy_mb_per_s": size / copy,
+        "copy_cpu_s_per_gb": copy_cpu / size * 1000,
+        "copy_mb_per_s": size / median(each["up_copy"] for each in done),
         "import_mb_per_s": size / made["seconds"],
         "import_rows_per_s": made["rows"] / made["seconds"],
+        "import_cpu_s_per_gb": made["cpu"] / size * 1000,
         "import_peak_mb": made["rss_mb"],
         "near_duplicate_rows_per_s": near,
-        "upload_mb_per_s": size / up,
-        "upload_of_copy": copy / up,
-        "download_mb_per_s": size / down,
-        "download_of_copy": copy / down,
+        **{
+            f"{name}_{unit}": median(value(each) for each in done)
+            for name, way in (("upload", "up"), ("download", "down"))
+            for unit, value in _measures(way, size)
+        },
     }
     for key, value in found.items():
         sys.stdout.write(f"{key:>28} {value:12,.2f}\n")

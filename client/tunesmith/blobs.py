@@ -148,32 +148,51 @@ async def download(
     stat = await connection.call(connection.blobs.StatBlob, blobs_pb2.StatBlobRequest(digest=digest))
     partial = to.with_name(f"{to.name}.part")
 
-    async def attempt() -> None:
+    async def attempt() -> str:
         offset = partial.stat().st_size if partial.exists() else 0
         request = blobs_pb2.DownloadBlobRequest(digest=digest, offset=min(offset, stat.size_bytes))
-        call = connection.blobs.DownloadBlob(request, metadata=connection.metadata)
-        with partial.open("ab") as file:
-            async for part in call:
-                await asyncio.to_thread(file.write, part.chunk)
-                if on_progress is not None:
-                    on_progress(file.tell(), stat.size_bytes)
+        seconds = _seconds(stat.size_bytes)
+        # One thread reads, hashes and writes: a loop between them would cost half of the speed.
+        call = connection.blocking_blobs.DownloadBlob(request, timeout=seconds, metadata=connection.metadata)
+        taking = asyncio.ensure_future(asyncio.to_thread(_take, call, partial, stat.size_bytes, on_progress))
+        try:
+            return await asyncio.shield(taking)
+        finally:
+            call.cancel()
+            await asyncio.gather(taking, return_exceptions=True)
 
     try:
-        await connection.repeat(attempt)
-        found = await asyncio.to_thread(_inspect, partial)
+        found = await connection.repeat(attempt)
     except OSError as error:
         raise unreadable(to, error) from None
-    if found.sha256 != digest:
+    if found != digest:
         partial.unlink(missing_ok=True)
         raise FailedPrecondition(
             "DIGEST_MISMATCH",
-            f"what came has the SHA-256 {found.sha256}",
+            f"what came has the SHA-256 {found}",
             field="digest",
             value=digest,
             remedy="download it again",
         )
     partial.replace(to)
-    return LocalFile(to, found.size_bytes, digest)
+    return LocalFile(to, stat.size_bytes, digest)
+
+
+def _take(call: Any, partial: Path, total: int, on_progress: OnProgress | None) -> str:
+    """Appends what comes to a file; returns the SHA-256 of all of it."""
+    with partial.open("a+b", buffering=0) as file:
+        file.seek(0)
+        hasher = hashlib.file_digest(file, "sha256")  # of what an earlier try left
+        done = file.tell()
+        for part in call:
+            view = memoryview(part.chunk)
+            hasher.update(view)
+            done += len(view)
+            while view:
+                view = view[file.write(view) :]
+            if on_progress is not None:
+                on_progress(done, total)
+    return hasher.hexdigest()
 
 
 class _Chunks:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import grpc
 
-from tunesmith import names
-from tunesmith.api.registry.v1 import exports_pb2
+from tunesmith import drawing, hub, names, proof, pushing
+from tunesmith.api.registry.v1 import exports_pb2, models_pb2
 from tunesmith.blobs import OnProgress
 from tunesmith.connection import Connection, new_request_id
-from tunesmith.errors import FailedPrecondition
+from tunesmith.errors import FailedPrecondition, NotFound
 from tunesmith.faces import Face, Handle, both, stream
+from tunesmith.metrics import View, query
 
 # Something may be said of a version while it is downloaded, and then the archive is another.
 _ATTEMPTS = 3
+_LOSSES = ("train/loss", "eval/loss")
+_MOST_POINTS = 600
+_PICTURE = "curves.svg"
+_AFTER_CURVES = ("## Training metrics\n", "## Evaluation\n", "## Use\n")
 
 
 class Exports(Handle[Face]):
@@ -31,7 +37,10 @@ class Exports(Handle[Face]):
         What was interrupted, by a lost connection or a killed program, goes on where it stopped. Raises
         FailedPrecondition when something is said of the version again and again meanwhile.
         """
-        partial = _Partial(Path(to))
+        return await self._download(name, Path(to), on_progress)
+
+    async def _download(self, name: str, to: Path, on_progress: OnProgress | None) -> Path:
+        partial = _Partial(to)
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 await self._core.repeat(lambda: self._fetch(name, partial, on_progress))
@@ -41,6 +50,68 @@ class Exports(Handle[Face]):
                     raise
                 await asyncio.to_thread(partial.forget)
         raise AssertionError("the last attempt returns or raises")
+
+    @both
+    async def save(self, name: str, to: str | Path, *, on_progress: OnProgress | None = None) -> Path:
+        """Downloads a version into the new folder `to`, with its card as README.md, and the curves of its
+        training as curves.svg when there are any. Raises as `download`."""
+        return await self._save(name, Path(to), on_progress)
+
+    @both
+    async def push(
+        self, name: str, to: str, *, public: bool = False, on_progress: OnProgress | None = None
+    ) -> str:
+        """Copies a version to `hf:ORG/NAME` (needs the library huggingface_hub) or to an address such as
+        `s3://bucket/folder` (needs fsspec); returns where it is.
+
+        Raises InvalidArgument for another address, AlreadyExists when something is there (a hub keeps what
+        was there in its history), PermissionDenied or Unavailable as the place says.
+        """
+        with tempfile.TemporaryDirectory(prefix="tunesmith-push-") as made:
+            folder = Path(made) / "model"
+            if to.startswith(hub.PREFIX):
+                repo = hub.Repo.parse(to)
+                await self._save(name, folder, on_progress)
+                return await asyncio.to_thread(hub.push, folder, repo, f"Add {name}", public=public)
+            pushing.check(to)
+            await self._save(name, folder, on_progress)
+            return await asyncio.to_thread(pushing.put, folder, to, on_progress)
+
+    async def _save(self, name: str, to: Path, on_progress: OnProgress | None) -> Path:
+        proof.need_empty(to)
+        archive = to.with_name(to.name + ".tar")
+        await self._download(name, archive, on_progress)
+        picture = await self._curves(name)
+        await asyncio.to_thread(proof.unpack, archive, to)
+        await asyncio.to_thread(archive.unlink)
+        if picture:
+            await asyncio.to_thread(_add_picture, to, picture)
+        return to
+
+    async def _curves(self, name: str) -> str:
+        """Draws the loss of the job behind a version; empty when it left no curve."""
+        job = await self._trained_by(name)
+        if not job:
+            return ""
+        view = View(max_points=_MOST_POINTS, reduction="lttb")
+        try:
+            found = await query(self._core, job, _LOSSES, view)
+        except NotFound:
+            return ""
+        columns = {key: (list(found[key].steps), list(found[key].values)) for key in _LOSSES if key in found}
+        return drawing.curves(columns, "Training and evaluation loss")
+
+    async def _trained_by(self, name: str) -> str:
+        """Returns the job that trained a version, or what the version was converted from."""
+        full = names.model_version(self._core.project, name)
+        for _ in range(_ATTEMPTS):
+            request = models_pb2.GetModelVersionRequest(name=full)
+            version = (await self._core.call(self._core.models.GetModelVersion, request)).version
+            origin = version.derived_from
+            if "/jobs/" in origin or not origin:
+                return origin.partition("/checkpoints/")[0] or version.job
+            full = origin
+        return ""
 
     async def _fetch(self, name: str, partial: _Partial, on_progress: OnProgress | None) -> None:
         etag, done = await asyncio.to_thread(partial.begin)
@@ -78,6 +149,16 @@ class Exports(Handle[Face]):
             raise self._core.explain(failure) from None
         finally:
             call.cancel()
+
+
+def _add_picture(folder: Path, picture: str) -> None:
+    """Puts the picture beside the card and names it there, before the numbers it shows."""
+    (folder / _PICTURE).write_text(picture, "utf-8")
+    readme = folder / "README.md"
+    card = readme.read_text("utf-8")
+    part = f"## Training curves\n\n![Training and evaluation loss by step]({_PICTURE})\n\n"
+    place = next((found for found in map(card.find, _AFTER_CURVES) if found >= 0), len(card))
+    readme.write_text(card[:place] + part + card[place:], "utf-8")
 
 
 class _Partial:

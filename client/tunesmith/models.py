@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from tunesmith import names
+from tunesmith import names, origins
 from tunesmith.api.common.v1 import common_pb2
 from tunesmith.api.registry.v1 import models_pb2
 from tunesmith.blobs import OnProgress, inspect, unreadable, upload
@@ -26,35 +27,44 @@ class Models(Handle[Face]):
     async def import_base(
         self,
         folder: str | Path,
-        base_model_id: str,
+        base_model_id: str = "",
         *,
         source: str = "",
         license: str = "",
         on_progress: OnProgress | None = None,
     ) -> models_pb2.BaseModel:
-        """Uploads a Hugging Face model folder and enters it as a base model.
+        """Uploads a model and enters it as a base model: a Hugging Face folder, a file `NAME.gguf` (converted
+        here, which needs the extra `trainer`), or `hf:ORG/NAME@REVISION` (fetched here from a hub, which
+        needs the library huggingface_hub).
 
-        Files that are stored already are not sent again. Raises InvalidArgument when the folder holds
-        anything that could run code, or is no model. `on_progress` hears (bytes done, bytes in all).
+        Files that are stored already are not sent again. Raises InvalidArgument when the model holds
+        anything that could run code, or is none. `on_progress` hears (bytes done, bytes in all).
         """
-        root = Path(folder)
+        with ExitStack() as closing:
+            origin = await asyncio.to_thread(closing.enter_context, origins.opened(folder, on_progress))
+            request = models_pb2.ImportBaseModelRequest(
+                parent=self._core.parent,
+                base_model_id=base_model_id or origin.model_id,
+                source=source or origin.source,
+                license=license or origin.license,
+                facts=origin.facts,
+                request_id=new_request_id(),
+            )
+            return await self._enter(origin.folder, request, on_progress)
+
+    async def _enter(
+        self, root: Path, request: models_pb2.ImportBaseModelRequest, on_progress: OnProgress | None
+    ) -> models_pb2.BaseModel:
         paths = await asyncio.to_thread(folder_files, root)
         files = [await inspect(path) for path in paths]
         await upload(self._core, files, on_progress)
-        request = models_pb2.ImportBaseModelRequest(
-            parent=self._core.parent,
-            base_model_id=base_model_id,
-            files=[
-                common_pb2.ManifestFile(
-                    path=file.path.relative_to(root).as_posix(),
-                    size_bytes=file.size_bytes,
-                    sha256=file.sha256,
-                )
-                for file in files
-            ],
-            source=source or str(root),
-            license=license,
-            request_id=new_request_id(),
+        request.files.extend(
+            common_pb2.ManifestFile(
+                path=file.path.relative_to(root).as_posix(),
+                size_bytes=file.size_bytes,
+                sha256=file.sha256,
+            )
+            for file in files
         )
         # The server reads every file again for its hash and shapes.
         seconds = 60 + sum(file.size_bytes for file in files) / 1e7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import tarfile
 from abc import ABC, abstractmethod
@@ -99,8 +100,8 @@ def _registers(body: Any, digest: str) -> bool:
 
 def _is_signed(key: str, digest: str, signature: str) -> bool:
     try:
-        from cryptography.exceptions import InvalidSignature
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+        keys = importlib.import_module("cryptography.hazmat.primitives.asymmetric.ed25519")
+        unfit = importlib.import_module("cryptography.exceptions").InvalidSignature
     except ImportError:
         raise Unavailable(
             "PROGRAM_MISSING",
@@ -108,10 +109,9 @@ def _is_signed(key: str, digest: str, signature: str) -> bool:
             remedy="pip install cryptography",
         ) from None
     try:
-        Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(
-            bytes.fromhex(signature), digest.encode()
-        )
-    except (InvalidSignature, ValueError):
+        public = keys.Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
+        public.verify(bytes.fromhex(signature), digest.encode())
+    except (unfit, ValueError):
         return False
     return True
 
@@ -182,20 +182,25 @@ def _opened(place: Path) -> Iterator[_Source]:
         ) from None
 
 
+def need_empty(folder: Path) -> None:
+    """Raises InvalidArgument when there is something in the way of a new folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InvalidArgument(
+            "FIELD_INVALID",
+            f"{folder} is not empty",
+            field="folder",
+            value=folder,
+            remedy="give a new folder, or an empty one",
+        )
+
+
 def unpack(archive: str | Path, folder: str | Path) -> Path:
     """Unpacks an exported archive into `folder`, without the folder it has inside; nothing leaves `folder`.
 
     Raises InvalidArgument when it is no such archive, or the folder holds something.
     """
     target = Path(folder)
-    if target.exists() and any(target.iterdir()):
-        raise InvalidArgument(
-            "FIELD_INVALID",
-            f"{target} is not empty",
-            field="folder",
-            value=target,
-            remedy="give a new folder, or an empty one",
-        )
+    need_empty(target)
     target.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive, "r:") as opened:
         for member in opened.getmembers():

@@ -8,7 +8,8 @@ place only.
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -123,9 +124,8 @@ class Rest:
 
     async def _upload(self, request: Request, metadata: tuple[tuple[str, str], ...]) -> Response:
         async def chunks() -> AsyncIterator[blobs_pb2.UploadBlobRequest]:
-            async for data in request.stream():
-                for at in range(0, len(data), _CHUNK):
-                    yield blobs_pb2.UploadBlobRequest(chunk=data[at : at + _CHUNK])
+            async for data in _chunks(request.stream()):
+                yield blobs_pb2.UploadBlobRequest(chunk=data)
 
         answer = await self._blobs.UploadBlob(chunks(), metadata=metadata)
         return Response(transcode.to_json(answer), media_type="application/json")
@@ -136,12 +136,8 @@ class Rest:
 
         async def parts() -> AsyncIterator[blobs_pb2.UploadPartRequest]:
             yield blobs_pb2.UploadPartRequest(upload=upload, offset=offset)
-            try:
-                async for data in request.stream():
-                    for at in range(0, len(data), _CHUNK):
-                        yield blobs_pb2.UploadPartRequest(chunk=data[at : at + _CHUNK])
-            except ClientDisconnect:
-                return  # the end of what arrived
+            async for data in _chunks(_arrived(request)):
+                yield blobs_pb2.UploadPartRequest(chunk=data)
 
         answer = await self._blobs.UploadPart(parts(), metadata=metadata)
         return Response(transcode.to_json(answer), media_type="application/json")
@@ -208,6 +204,26 @@ class Rest:
             headers["content-range"] = f"bytes {message.offset}-{total - 1}/{total}"
         media_type = first.content_type or None
         return StreamingResponse(parts(), 206 if begin else 200, headers, media_type)
+
+
+async def _arrived(request: Request) -> AsyncIterator[bytes]:
+    """The body, as far as it comes."""
+    with suppress(ClientDisconnect):
+        async for data in request.stream():
+            yield data
+
+
+async def _chunks(stream: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes in messages worth sending: a socket gives them in pieces of 64 KiB and less."""
+    held = bytearray()
+    async for data in stream:
+        held += data
+        if len(held) >= _CHUNK:
+            for at in range(0, len(held), _CHUNK):
+                yield bytes(held[at : at + _CHUNK])
+            held.clear()
+    if held:
+        yield bytes(held)
 
 
 async def _body(request: Request) -> bytes:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from tunesmith.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from tunesmith_kit import flow
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1024 * 1024
@@ -110,7 +111,7 @@ class BlobWriter:
         with disk(path.parent):
             self._file = path.open("xb")
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Appends bytes. Raises `ResourceExhausted` when the disk is full."""
         with disk(self._path.parent):
             self._file.write(data)
@@ -252,8 +253,7 @@ class BlobStore(ABC):
         """Stores what a stream brings; `expected()` is asked at its end. The disk work is done in threads."""
         writer = await asyncio.to_thread(self.writer)
         try:
-            async for chunk in chunks:
-                await asyncio.to_thread(writer.write, chunk)
+            await flow.drain(chunks, writer.write)
         except BaseException:
             writer.abort()
             raise

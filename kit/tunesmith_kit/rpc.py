@@ -29,7 +29,7 @@ from tunesmith.errors import (
 )
 from tunesmith.status import LOST_STATUS, from_rpc_error, to_status
 from tunesmith.validation import violations
-from tunesmith_kit import access
+from tunesmith_kit import access, memory
 from tunesmith_kit.telemetry import METRICS, Telemetry
 
 log = logging.getLogger(__name__)
@@ -134,6 +134,7 @@ class RpcServer:
                 value=port,
                 remedy="stop that program or choose another port",
             )
+        memory.keep_freed()
         await self._server.start()
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         self.address = f"{host}:{bound}"

@@ -191,7 +191,7 @@ class Appending:
         self._file, self._most = file, most
         self.size_bytes, self.hash = size, hasher
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Appends bytes. Raises `ResourceExhausted` when they are too many, or the disk is full."""
         if self.size_bytes + len(data) > self._most:
             raise too_large(self._most)

@@ -21,6 +21,7 @@ from tunesmith_kit.blobs import BlobStore
 from tunesmith_kit.bus import Bus, Consumer, Delivery
 from tunesmith_kit.clock import Clock
 from tunesmith_kit.db import Database
+from tunesmith_kit.holds import Holds
 from tunesmith_kit.manifest import Manifest
 from tunesmith_kit.streams import EVENTS
 from tunesmith_kit.telemetry import METRICS, Telemetry
@@ -30,13 +31,13 @@ from tunesmith_registry.data import prompts
 from tunesmith_registry.evaluations import inputs, outputs
 from tunesmith_registry.evaluations import store as evaluations
 from tunesmith_registry.evaluations.inputs import Pinned
-from tunesmith_registry.governance import records
+from tunesmith_registry.governance import policies, records
 from tunesmith_registry.tables import ANSWERED
 
 log = logging.getLogger(__name__)
 
 _CHECKPOINTS = ("checkpoint_committed", "checkpoint_pinned", "checkpoint_expired")
-HEARD = ("created", "output_ready", *_CHECKPOINTS)
+HEARD = ("created", "output_ready", "deleted", *_CHECKPOINTS)
 ACTOR = "service/registry"
 # Longer than EVENTS keeps anything, so a note never goes before its event.
 _KEPT = timedelta(days=31)
@@ -45,8 +46,11 @@ _KEPT = timedelta(days=31)
 class JobEvents:
     """Hears events of jobs and answers them."""
 
-    def __init__(self, db: Database, blobs: BlobStore, clock: Clock, telemetry: Telemetry) -> None:
+    def __init__(
+        self, db: Database, blobs: BlobStore, holds: Holds, clock: Clock, telemetry: Telemetry
+    ) -> None:
         self._db, self._blobs, self._clock, self._telemetry = db, blobs, clock, telemetry
+        self._holds = holds
 
     async def start(self, bus: Bus) -> Consumer:
         """Begins to hear; verifying a large output does not hold up the others."""
@@ -70,6 +74,8 @@ class JobEvents:
             )
         elif kind == "output_ready":
             await self._take_output(project, job_id, event)
+        elif kind == "deleted":
+            await asyncio.to_thread(self._holds.release, job_id)  # its pictures; harmless when repeated
         elif kind in _CHECKPOINTS:
             await self._db.write(lambda session: self._note_checkpoint(session, project, job_id, event))
 
@@ -132,7 +138,8 @@ class JobEvents:
                 if event.output_ready.HasField("evaluation"):
                     await self._take_evaluation(project, job_id, event)
                     return
-                artifact = await asyncio.to_thread(_verified, self._blobs, digest)
+                allowed = await self._db.read(lambda session: policies.allowed_code(session, project))
+                artifact = await asyncio.to_thread(_verified, self._blobs, digest, allowed)
             except (FailedPrecondition, NotFound, InvalidArgument) as error:
                 log.warning("output refused", extra={"job": event.job, "reason": error.reason})
                 bad = error
@@ -245,14 +252,14 @@ def _answered(session: Session, event_id: str) -> bool:
     return session.execute(query).one_or_none() is not None
 
 
-def _verified(blobs: BlobStore, digest: str) -> Manifest:
+def _verified(blobs: BlobStore, digest: str, allowed: frozenset[str]) -> Manifest:
     """Hashes every file of an output again, and refuses files that could run code."""
     artifact = manifest.verify(blobs, digest)
     if artifact.kind != "model":
         raise FailedPrecondition(
             "ARTIFACT_CORRUPT", "the output is no model", field="manifest_digest", value=artifact.kind
         )
-    models.refuse_code(blobs, artifact)
+    models.refuse_code(blobs, artifact, allowed)
     return artifact
 
 

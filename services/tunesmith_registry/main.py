@@ -21,6 +21,7 @@ from tunesmith_kit.blobs import BlobStore
 from tunesmith_kit.bus import Bus
 from tunesmith_kit.clock import SystemClock
 from tunesmith_kit.db import Database
+from tunesmith_kit.holds import Holds
 from tunesmith_kit.host import Running, ServiceSpec
 from tunesmith_kit.outbox import OutboxRelay
 from tunesmith_kit.rpc import RpcServer, internal_authenticator
@@ -54,12 +55,13 @@ async def build(settings: RegistrySettings, telemetry: Telemetry) -> Running:
     url, clock, tasks = settings.database("registry"), SystemClock(), Tasks()
     await asyncio.to_thread(migrate.upgrade, url, "registry", METADATA)
     blobs = await asyncio.to_thread(BlobStore.open, settings.blobs())
+    holds = await asyncio.to_thread(Holds.open, settings.blobs())
     db = Database(url, "registry")
     bus = await Bus.connect(
         settings.nats_url, settings.nats_token, "service/registry", num_replicas=settings.num_replicas
     )
     tasks.spawn("outbox", OutboxRelay(db, bus, OUTBOX, "registry").run)
-    heard = await JobEvents(db, blobs, clock, telemetry).start(bus)
+    heard = await JobEvents(db, blobs, holds, clock, telemetry).start(bus)
     hosts = Hosts(bus)
     answers = Answers(bus, hosts)
     await hosts.start()
@@ -70,6 +72,7 @@ async def build(settings: RegistrySettings, telemetry: Telemetry) -> Running:
     governed = await governance.start(
         db,
         blobs,
+        holds,
         clock,
         tasks,
         settings.data_dir,

@@ -16,7 +16,7 @@ from tunesmith_kit.idempotency import once
 from tunesmith_kit.manifest import ManifestFile
 from tunesmith_registry import aliases, models, store, targets, versions
 from tunesmith_registry.calls import caller_of, place, token
-from tunesmith_registry.governance import calls, describing, memory, promotions
+from tunesmith_registry.governance import calls, describing, memory, policies, promotions
 from tunesmith_registry.tables import (
     BASE_MODELS,
     MODEL_VERSIONS,
@@ -39,7 +39,8 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
         """Enters a base model whose files were uploaded."""
         (project,) = names.parse("projects/*", request.parent, "parent")
         files = [ManifestFile(file.path, file.size_bytes, file.sha256) for file in request.files]
-        facts = await asyncio.to_thread(models.check_base_model, self._blobs, files)
+        allowed = await self._db.read(lambda session: policies.allowed_code(session, project))
+        facts = await asyncio.to_thread(models.check_base_model, self._blobs, files, allowed)
         caller = caller_of(self._clock)
 
         def write(session: Session) -> pb.ImportBaseModelResponse:

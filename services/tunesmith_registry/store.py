@@ -244,6 +244,8 @@ def enter_base_model(
         license=request.license,
         source=request.source,
         create_time=outbox.timestamp(caller.now),
+        facts=request.facts,
+        warnings=facts.warnings,
     )
     uid = new_ulid()
     session.execute(

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.jobs import spec
-from tests.support.platform import Platform
+from tests.support.jobs import spec, wait_state
+from tests.support.platform import Platform, dialogues
 
 FOLDER = Path(__file__).parent / "page"
 STATIC = Path(__file__).parents[2] / "gateway" / "tunesmith_gateway" / "static" / "index.html"
@@ -38,15 +38,20 @@ class Onlooker:
         return found
 
 
+def browser() -> str:
+    """The browser's path; skips where there is none, or no page."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None or not STATIC.exists():
+        pytest.skip("no Chromium here, or the page is not built (make web)")
+    return chromium
+
+
 @pytest.mark.browser
 def test_the_page_shows_a_job_live_from_submission_to_its_end(
     npm: Callable[..., None], platform: Platform, tmp_path: Path
 ) -> None:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None or not STATIC.exists():
-        pytest.skip("no Chromium here, or the page is not built (make web)")
     npm(FOLDER)
-    command = ["node", "page.mjs", platform.http, platform.token, chromium, str(tmp_path)]
+    command = ["node", "page.mjs", platform.http, platform.token, browser(), str(tmp_path)]
     with (
         subprocess.Popen(command, cwd=FOLDER, stdout=subprocess.PIPE, text=True) as process,
         platform.client() as client,
@@ -78,3 +83,67 @@ def test_the_page_shows_a_job_live_from_submission_to_its_end(
         "dark.png",
         "telephone.png",
     }
+
+
+def _furnish(platform: Platform) -> None:
+    """A model `walked` that was evaluated beside its base, a gate, a rule, a template, many datasets."""
+    with platform.client() as client:
+        job = client.jobs.submit({**spec(20), "experiment": "walked"})
+        wait_state(client, job.name, "SUCCEEDED")
+        client.prompts.create("plain", prompt="{{ prompt }}", completion="{{ completion }}")
+        client.datasets.import_file(dialogues(platform.root / "many.jsonl", 400), "many")
+        for seed in range(4):
+            client.datasets.split("many", {f"part-{seed}-{part:02}": 1.0 for part in range(16)}, seed=seed)
+    rules = platform.root / "rules.yaml"
+    rules.write_text("rules:\n  any-failure:\n    condition:\n      job_state: {states: [FAILED]}\n")
+    for words in (
+        ("evaluate", "tiny", "walked@1", "-d", "sums", "-k", "perplexity", "--max-rows", "8", "--follow"),
+        ("models", "policy", "walked", "--gate", "sums:exact_match>=0.9"),
+        ("alerts", "apply", str(rules)),
+    ):
+        done = platform.run(*words)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.browser
+def test_the_page_leads_through_data_models_chat_and_fleet(
+    npm: Callable[..., None], platform: Platform, tmp_path: Path
+) -> None:
+    npm(FOLDER)
+    chromium = browser()
+    _furnish(platform)
+    command = ["node", "views.mjs", platform.http, platform.token, chromium, str(tmp_path), "walked"]
+    with subprocess.Popen(command, cwd=FOLDER, stdout=subprocess.PIPE, text=True) as process:
+        page = Onlooker(process)
+        keys = page.until("keys")
+        assert keys["title"] == "Datasets · Tunesmith"
+        assert keys["focused"].startswith("part-0-0")
+        assert keys["all"] == 66
+        assert keys["drawn"] < 60, "only what is in sight is in the document"
+        data = page.until("data")
+        assert data["learnt"].startswith("4")
+        assert data["wide"] <= 0
+        assert data["scripts"] == 0
+        assert "tab=statistics" in data["url"]
+        assert "base=tiny" in data["url"]
+        card = page.until("card")
+        assert card["text"], "HTML in a card stays text"
+        assert card["images"] == 0
+        assert card["links"] == ["https://example.org/a"]
+        assert page.until("lineage")["kinds"] == ["base_model", "dataset", "evaluation", "job", "model"]
+        proved = page.until("proved")
+        assert proved["verdict"] == "intact"
+        assert "walked" in proved["file"]
+        evaluation = page.until("evaluation")
+        assert "walked@1\tperplexity" in evaluation["better"]
+        assert evaluation["answers"] == 2
+        assert "order=DIFFERENCE" in evaluation["url"]
+        notes = page.until("chat")["notes"]
+        assert any("12 tokens" in note for note in notes)
+        assert notes[-1] == "stopped"
+        assert "Nobody was told" in page.until("fleet")["tested"]
+        assert page.until("telephone")["wide"] == []
+        page.until("done")
+        assert process.wait(30) == 0
+    with platform.client() as client:
+        assert client.datasets.get("kept").latest.num_rows == 1

@@ -12,6 +12,7 @@ from tunesmith_agent.folder import Notes
 from tunesmith_agent.shipper import Shipper
 from tunesmith_agent.spool import SpoolReader, pack
 from tunesmith_kit.blobs import BlobStore
+from tunesmith_kit.holds import Holds
 from tunesmith_trainer.report import MetricSpool
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
@@ -32,10 +33,19 @@ async def test_what_the_trainer_logs_arrives_with_numbers_in_between(tmp_path: P
     spool.write(2, ("train/loss",), (1.25,))
     spool.close()
     blobs = BlobStore.open((tmp_path / "blobs").as_uri())
+    holds = Holds.open((tmp_path / "blobs").as_uri())
     async with running_metrics(tmp_path) as service:
         notes = Notes(f"projects/default/jobs/{JOB}", 1, "n1")
         shipper = Shipper(
-            notes, run / "spool", tmp_path / "log", 0, service.bus, service.metrics, (), blobs=blobs
+            notes,
+            run / "spool",
+            tmp_path / "log",
+            0,
+            service.bus,
+            service.metrics,
+            (),
+            blobs=blobs,
+            holds=holds,
         )
         await shipper.start()
         assert await shipper.drained(20)
@@ -55,6 +65,9 @@ async def test_what_the_trainer_logs_arrives_with_numbers_in_between(tmp_path: P
         )
         assert picture.picture.digest == hashlib.sha256(PNG).hexdigest()
         assert blobs.read_bytes(picture.picture.digest) == PNG
+        assert holds.held() == {picture.picture.digest}, "or the registry would count it as garbage"
+        holds.release(JOB)
+        assert holds.held() == set()
 
 
 async def test_after_a_resume_the_later_attempt_counts_whatever_comes_last(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ async def test_a_card_says_what_the_registry_knows_and_what_people_wrote(tmp_pat
             version.digest,
             version.job,
             "texts@1, 2 rows",
-            "| `eval/loss` | 0.25 |",
+            "| `eval/loss` |  | 0.125 | 0.25 |",
             "| `labels.n` | 1 |",
             "| texts@1 | `exact_match` | 0.75 | 0.65 to 0.85 | 20 |",
             "| `torch` | 2.10 |",

@@ -11,8 +11,10 @@ from tests.support.bus import running_nats
 from tests.support.wait import until_async
 from tunesmith.api.jobs.v1 import state_pb2
 from tunesmith.api.registry.v1 import blobs_pb2, exports_pb2, lineage_pb2, models_pb2, versions_pb2
+from tunesmith_kit.blobs import BlobStore
+from tunesmith_kit.holds import Holds
 
-_OLD = time.time() - 3 * 24 * 3600
+_OLD = time.time() - 30 * 24 * 3600
 
 
 async def _collect(registry: Governed, *, dry_run: bool = False) -> Any:
@@ -30,6 +32,15 @@ def _age(folder: Path) -> None:
     for path in (folder / "blobs" / "sha256").rglob("*"):
         if path.is_file():
             os.utime(path, (_OLD, _OLD))
+
+
+async def _job_deleted(registry: Governed, job_id: str, folder: Path) -> None:
+    await registry.job_says("deleted", job=f"{PROJECT}/jobs/{job_id}")
+
+    async def released() -> bool:
+        return not (folder / "blobs" / "holds" / job_id).exists()
+
+    await until_async(released, "nothing is held for the job")
 
 
 async def test_what_leaked_goes_and_what_is_referenced_stays(tmp_path: Path) -> None:
@@ -55,7 +66,12 @@ async def test_what_leaked_goes_and_what_is_referenced_stays(tmp_path: Path) -> 
             before = _stored(tmp_path)
             leaked = {await registry.upload(b"never registered")}
             leaked |= {gone, await registry.upload(b"gone" * 9)}
-            picture = await registry.upload(b"\x89PNG of a run, known to the metrics service")
+            leaked.add(await registry.upload(b"\x89PNG of no run"))
+            store = BlobStore.open(str(tmp_path / "blobs"))
+            picture = store.put_bytes(b"\x89PNG of a run, as an agent stores it").digest
+            holds = Holds.open(str(tmp_path / "blobs"))
+            holds.hold("01k0000000000000000000jobb", picture)
+            holds.hold("01k0000000000000000000jobc", picture)
             young = await _collect(registry)
             assert (young.num_deleted, young.num_young >= 3) == (0, True), "all is young"
 
@@ -72,6 +88,13 @@ async def test_what_leaked_goes_and_what_is_referenced_stays(tmp_path: Path) -> 
             assert leaked.isdisjoint(left)
             assert needed | {picture, asked} <= left
             assert (await _collect(registry)).num_deleted == 0, "nothing is left to do"
+            await _job_deleted(registry, "01k0000000000000000000jobb", tmp_path)
+            _age(tmp_path)
+            await _collect(registry)
+            assert _stored(tmp_path) == left - {asked}, "the other job has the same picture"
+            await _job_deleted(registry, "01k0000000000000000000jobc", tmp_path)
+            await _collect(registry)
+            assert _stored(tmp_path) == left - {asked, picture}
         async with governed(tmp_path, server) as registry:
             # What is left is enough for everything that rows name.
             request = lineage_pb2.VerifyModelVersionRequest(name=f"{BOT}/versions/1")

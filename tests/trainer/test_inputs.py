@@ -74,6 +74,22 @@ def test_unsafe_or_broken_model_is_refused(
     assert word in record["message"]
 
 
+def test_a_class_that_a_policy_let_in_is_passed_over(base: Path, tmp_path: Path) -> None:
+    import torch
+
+    from tunesmith_trainer import model
+
+    def name_own(folder: Path) -> None:
+        for name in ("config.json", "tokenizer_config.json"):
+            said = json.loads((folder / name).read_text())
+            own = {"AutoModelForCausalLM": "own.Model", "AutoConfig": "own.Config", "AutoTokenizer": "own.T"}
+            (folder / name).write_text(json.dumps({**said, "auto_map": own}))
+
+    folder = altered(base, tmp_path / "own", name_own)
+    causal, _ = model.read(folder, torch.device("cpu"), torch.float32)
+    assert type(causal).__module__.startswith("transformers.")
+
+
 def test_input_that_is_not_what_its_manifest_says_is_refused(
     make_run: MakeRun, train: Train, tmp_path: Path
 ) -> None:

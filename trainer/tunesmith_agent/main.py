@@ -26,6 +26,7 @@ from tunesmith_agent.trainer_status import step_of
 from tunesmith_kit import rpc
 from tunesmith_kit.blobs import BlobStore
 from tunesmith_kit.bus import Bus
+from tunesmith_kit.holds import Holds
 from tunesmith_kit.host import Running, ServiceSpec
 from tunesmith_kit.lease import Lease, lease_key
 from tunesmith_kit.settings import ServiceSettings, setting
@@ -115,7 +116,7 @@ async def build(settings: AgentSettings, telemetry: Telemetry) -> Running:
     nodes = nodes_pb2_grpc.NodeServiceStub(channel)
     metrics = metrics_pb2_grpc.MetricsServiceStub(channel)
     bus = await Bus.connect(settings.nats_url, settings.nats_token, f"node/{node_id}", ensure_streams=False)
-    blobs = BlobStore.open(settings.blobs())
+    blobs, holds = BlobStore.open(settings.blobs()), Holds.open(settings.blobs())
     redactor = Redactor.of(os.environ, settings)
 
     def shipper(notes: Notes, folder: RunFolder, rank: int) -> Shipper:
@@ -123,7 +124,7 @@ async def build(settings: AgentSettings, telemetry: Telemetry) -> Running:
         spool = folder.spool if rank == 0 else folder.spool / f"rank-{rank}"
         log = folder.log(rank)
         return Shipper(
-            notes, spool, log, rank, bus, metrics, metadata, redactor, lambda: step_of(folder), blobs
+            notes, spool, log, rank, bus, metrics, metadata, redactor, lambda: step_of(folder), blobs, holds
         )
 
     home = settings.data_dir.absolute() / "nodes" / node_id

@@ -22,6 +22,7 @@ from tunesmith_kit import subjects
 from tunesmith_kit.blobs import BlobStore
 from tunesmith_kit.bus import Bus
 from tunesmith_kit.connection import Message, Subscription
+from tunesmith_kit.holds import Holds
 from tunesmith_kit.subjects import NODE_RANK
 
 log = logging.getLogger(__name__)
@@ -49,12 +50,13 @@ class Shipper:
         redactor: Redactor | None = None,
         step: Callable[[], int] = lambda: 0,
         blobs: BlobStore | None = None,
+        holds: Holds | None = None,
     ) -> None:
         self._notes, self._bus, self._metrics, self._metadata = notes, bus, metrics, metadata
         self._rank = rank
         self._reader = SpoolReader(spool)
         self._log = LogTail(log_path, notes.job_id, notes.epoch, rank, redactor, step)
-        self._media, self._blobs = spool.parent / "media", blobs
+        self._media, self._blobs, self._holds = spool.parent / "media", blobs, holds
         self._sent_seq = self._stored_seq = 0
         self._stored_offset = 0
         self._round = 0
@@ -125,6 +127,8 @@ class Shipper:
             if not digest or self._blobs is None or not path.is_file():
                 continue  # a trainer that promised a file and wrote none keeps nobody else waiting
             try:
+                if self._holds is not None:  # the registry knows nothing of pictures
+                    self._holds.hold(self._notes.job_id, digest)
                 self._blobs.put_file(path)
             except (TunesmithError, OSError) as error:
                 log.warning("a picture cannot be stored now", extra={"digest": digest, "problem": str(error)})

@@ -40,6 +40,8 @@ def check_folder(folder: Path) -> None:
             raise invalid_input(
                 "MODEL_INVALID", f"{name} of the base model is not JSON: {error}", _SAFE
             ) from error
+        if isinstance(value, dict):
+            value.pop("auto_map", None)  # a policy let it in; `trust_remote_code=False` passes it over
         if keys := sorted(set(_keys(value)) & _CODE_KEYS):
             raise invalid_input(
                 "MODEL_UNSAFE", f"{name} of the base model has `{keys[0]}`, which runs code", _SAFE

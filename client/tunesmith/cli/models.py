@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 from rich.markup import escape
 
 from tunesmith import names
 from tunesmith.api.registry.v1 import models_pb2
-from tunesmith.cli import proofs, stages, text
+from tunesmith.cli import exports, proofs, stages, text
 from tunesmith.cli.session import connect, console
 from tunesmith.cli.table import print_facts, print_json, print_table
 from tunesmith.cli.transfer import upload_bar
@@ -24,7 +22,7 @@ def models() -> None:
     \b
     Examples:
       tunesmith models bases
-      tunesmith models import-base ./SmolLM2-135M-Instruct --id smollm2-135m-instruct
+      tunesmith models import ./SmolLM2-135M-Instruct
       tunesmith models versions support-bot
       tunesmith models stage support-bot@3 production
       tunesmith models lineage support-bot@production
@@ -56,7 +54,7 @@ def bases(ctx: click.Context, as_json: bool) -> None:
             )
             for base in found
         ],
-        "no base models; `tunesmith models import-base FOLDER --id NAME` enters one",
+        "no base models; `tunesmith models import FOLDER` enters one",
     )
 
 
@@ -112,32 +110,39 @@ def base(
             ("to train all", text.size(needs.full_bytes) if told else ""),
             ("counted with", f"{needs.batch_size} x {needs.max_length:,} tokens" if told else ""),
             ("digest", found.digest),
+            ("source", escape(found.source)),
+            *((key, escape(value)) for key, value in sorted(found.facts.items())),
+            *(("doubtful", escape(warning)) for warning in found.warnings),
         ]
     )
 
 
-@models.command("import-base")
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--id", "base_model_id", help="Id of the base model. Default: the folder's name.")
-@click.option("--source", default="", help="Where it came from, for people. Default: the folder.")
+@click.command("import")
+@click.argument("source", metavar="FOLDER|FILE.gguf|hf:ORG/NAME[@REVISION]")
+@click.option("--id", "base_model_id", default="", help="Id of the base model. Default: its source's name.")
+@click.option("--source", "told", default="", help="Where it came from, for people. Default: SOURCE.")
 @click.option("--license", "license_", default="", help="Licence, as SPDX id if there is one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the base model as one JSON object.")
 @click.pass_context
 def import_base(
-    ctx: click.Context, folder: Path, base_model_id: str | None, source: str, license_: str, as_json: bool
+    ctx: click.Context, source: str, base_model_id: str, told: str, license_: str, as_json: bool
 ) -> None:
-    """Upload a Hugging Face model FOLDER and enter it as a base model.
+    """Enter a base model: a Hugging Face FOLDER, a GGUF file, or a repository of a hub.
 
-    The folder holds config.json, model.safetensors and the tokenizer's files. Pickles, Python files and
-    `auto_map` are refused, since they could run code. Files that are stored already are not sent again.
+    A folder holds config.json, model.safetensors and the tokenizer's files. Pickles, Python files and
+    `auto_map` are refused, since they could run code; of a hub they are not even fetched. Files that are
+    stored already are not sent again. A GGUF file is converted to bfloat16 safetensors on this machine, which
+    needs `tunesmith[trainer]`. For a private repository of a hub set HF_TOKEN, for another hub HF_ENDPOINT.
+
+    \b
+    Examples:
+      tunesmith models import ./SmolLM2-135M-Instruct
+      tunesmith models import smollm2-135m-instruct-q8_0.gguf --id smollm2
+      tunesmith models import hf:HuggingFaceTB/SmolLM2-135M-Instruct@main
     """
-    with connect(ctx) as client, upload_bar(f"uploading {folder.name}") as on_progress:
+    with connect(ctx) as client, upload_bar(f"importing {source}") as on_progress:
         base = client.models.import_base(
-            folder,
-            base_model_id or folder.resolve().name.lower(),
-            source=source,
-            license=license_,
-            on_progress=on_progress,
+            source, base_model_id, source=told, license=license_, on_progress=on_progress
         )
     if as_json:
         print_json(base)
@@ -146,6 +151,15 @@ def import_base(
         f"[green]imported[/green] [bold]{base.base_model_id}[/bold]  {escape(base.architecture)}, "
         f"{text.count(base.num_parameters)} parameters, {text.size(base.size_bytes)}"
     )
+    if left := base.facts.get("hub.left_out"):
+        console().print(f"left out, since a loader could run it or needs it not: {escape(left)}", style="dim")
+    for warning in base.warnings:
+        console(stderr=True).print(f"[yellow]{escape(warning)}[/yellow]")
+
+
+models.add_command(import_base)
+# The name it had when only folders could be imported.
+models.add_command(import_base, "import-base")
 
 
 @models.command("list")
@@ -255,5 +269,5 @@ def _metrics(version: models_pb2.ModelVersion) -> str:
     return escape(" ".join(f"{key}={text.loss(value)}" for key, value in sorted(version.metrics.items())))
 
 
-for _command in (*stages.COMMANDS, *proofs.COMMANDS):
+for _command in (*stages.COMMANDS, *proofs.COMMANDS, *exports.COMMANDS):
     models.add_command(_command)

@@ -1,4 +1,4 @@
-"""`tunesmith models`: cards, lineage, search, export; `tunesmith verify` and `reproduce`."""
+"""`tunesmith models`: cards, lineage, search; `tunesmith verify` and `reproduce`."""
 
 from __future__ import annotations
 
@@ -208,27 +208,6 @@ def recommend(
 
 
 @click.command()
-@click.argument("version", metavar="MODEL@VERSION")
-@click.argument("to", metavar="FOLDER", type=click.Path(path_type=Path))
-@click.option("--format", "form", default="adapter", type=click.Choice(["adapter", "tar"]), show_default=True,
-              help="A folder with the files, or the archive itself.")  # fmt: skip
-@click.pass_context
-def export(ctx: click.Context, version: str, to: Path, form: str) -> None:
-    """Take a version away: its files with manifest, card, receipts and public key.
-
-    The folder loads with plain transformers and PEFT, and `tunesmith verify FOLDER` checks it anywhere. An
-    interrupted download goes on where it stopped.
-    """
-    archive = to if form == "tar" else to.with_name(to.name + ".tar")
-    with connect(ctx) as client, upload_bar(f"downloading {version}") as on_progress:
-        client.exports.download(version, archive, on_progress=on_progress)
-    if form != "tar":
-        proof.unpack(archive, to)
-        archive.unlink()
-    console().print(f"[green]exported[/green] [bold]{escape(version)}[/bold] to {escape(str(to))}")
-
-
-@click.command()
 @click.option("--run", "really", is_flag=True, help="Delete it. Without: only tell.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.pass_context
@@ -340,4 +319,4 @@ def reproduce(ctx: click.Context, version: str, timeout: float, as_json: bool) -
         ctx.exit(1)
 
 
-COMMANDS = (card, lineage, search, similar, recommend, export, gc)
+COMMANDS = (card, lineage, search, similar, recommend, gc)

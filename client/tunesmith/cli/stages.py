@@ -262,6 +262,14 @@ def delete(ctx: click.Context, version: str, reason: str) -> None:
 @click.option("--no-gates", is_flag=True, help="Take all gates away.")
 @click.option("--keep-archived", type=int, help="Archived versions kept; 0: all.")
 @click.option("--archived-days", type=int, help="Days an archived version is kept; 0: for ever.")
+@click.option(
+    "--allow-code",
+    "allowed",
+    multiple=True,
+    metavar="DIGEST",
+    help="Base model that may name classes of its own (never run). Of the whole project; by an admin.",
+)
+@click.option("--forbid-code", "forbidden", multiple=True, metavar="DIGEST", help="Takes that back.")
 @click.option("--json", "as_json", is_flag=True, help="Print the policy as one JSON object.")
 @click.pass_context
 def policy(
@@ -272,6 +280,8 @@ def policy(
     no_gates: bool,
     keep_archived: int | None,
     archived_days: int | None,
+    allowed: tuple[str, ...],
+    forbidden: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Show or change what must hold before versions of MODEL rise; without MODEL of the whole project.
@@ -281,9 +291,8 @@ def policy(
       tunesmith models policy bot --approval --gate 'support:exact_match>=0.8'
       tunesmith models policy bot --gate 'support:exact_match~0.01' --keep-archived 5
     """
-    changed = (
-        approval is not None or gates or no_gates or keep_archived is not None or archived_days is not None
-    )
+    given = (approval, keep_archived, archived_days)
+    changed = gates or no_gates or allowed or forbidden or any(value is not None for value in given)
     with connect(ctx) as client:
         found = client.versions.policy(model)
         if changed:
@@ -293,6 +302,8 @@ def policy(
                 found.gates.extend(_gate(gate) for gate in gates)
             found.keep_archived = found.keep_archived if keep_archived is None else keep_archived
             found.archived_days = found.archived_days if archived_days is None else archived_days
+            codes = (set(found.remote_code_digests) | set(allowed)) - set(forbidden)
+            found.remote_code_digests[:] = sorted(codes)
             found = client.versions.set_policy(found, model)
     if as_json:
         print_json(found)
@@ -303,6 +314,7 @@ def policy(
             ("approval", "by a second person" if found.approval_required else "not needed"),
             *(("gate", escape(_told(gate))) for gate in found.gates),
             ("archived", _kept(found)),
+            *(("own classes of", digest) for digest in found.remote_code_digests),
         ]
     )
 

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -9,9 +11,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tunesmith.api.registry.v1 import blobs_pb2 as pb
 from tunesmith.api.registry.v1 import blobs_pb2_grpc
 from tunesmith.errors import InvalidArgument
+from tunesmith_kit import flow
 from tunesmith_kit.blobs import BlobStore, check_digest, missing
 from tunesmith_kit.rpc import principal
 from tunesmith_kit.uploads import Partial, Uploads
+from tunesmith_registry.data.wire import Chunk
 
 Context = Any
 _CHUNK = 1024 * 1024
@@ -46,9 +50,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
             blob = None  # so old that it is to be sent once more, before somebody relies on it
         return pb.StatBlobResponse(exists=blob is not None, size_bytes=blob.size_bytes if blob else 0)
 
-    async def DownloadBlob(
-        self, request: pb.DownloadBlobRequest, context: Context
-    ) -> AsyncIterator[pb.DownloadBlobResponse]:
+    async def DownloadBlob(self, request: pb.DownloadBlobRequest, context: Context) -> AsyncIterator[Any]:
         """Streams the content of a digest."""
         blob = await asyncio.to_thread(self._blobs.stat, request.digest)
         if blob is None:
@@ -64,8 +66,9 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         file = await asyncio.to_thread(self._blobs.read, request.digest)
         try:
             await asyncio.to_thread(file.seek, request.offset)
-            while chunk := await asyncio.to_thread(file.read, _CHUNK):
-                yield pb.DownloadBlobResponse(chunk=chunk)
+            async with aclosing(flow.pump(partial(file.read, _CHUNK))) as chunks:
+                async for chunk in chunks:
+                    yield Chunk(chunk)
         finally:
             file.close()
 
@@ -76,7 +79,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         return pb.StartUploadResponse(upload=_proto(started))
 
     async def UploadPart(
-        self, request_iterator: AsyncIterator[pb.UploadPartRequest], context: Context
+        self, request_iterator: AsyncIterator[pb.UploadPartRequest | Chunk], context: Context
     ) -> pb.UploadPartResponse:
         """Appends bytes; what arrived stays, whatever ends the call."""
         first = await anext(aiter(request_iterator), None)
@@ -89,8 +92,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         part = await asyncio.to_thread(context_of.__enter__)
         try:
             await asyncio.to_thread(part.write, first.chunk)
-            async for request in request_iterator:
-                await asyncio.to_thread(part.write, request.chunk)
+            await flow.drain(request_iterator, lambda request: part.write(request.chunk))
         finally:
             context_of.__exit__(None, None, None)
         return pb.UploadPartResponse(upload=_proto(await asyncio.to_thread(self._uploads.get, first.upload)))
@@ -112,12 +114,12 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         return pb.AbortUploadResponse()
 
 
-def _proto(partial: Partial) -> pb.Upload:
+def _proto(known: Partial) -> pb.Upload:
     expires = Timestamp()
-    expires.FromSeconds(int(partial.expires))
+    expires.FromSeconds(int(known.expires))
     return pb.Upload(
-        upload=partial.upload,
-        size_bytes=partial.size_bytes,
-        total_bytes=partial.total_bytes,
+        upload=known.upload,
+        size_bytes=known.size_bytes,
+        total_bytes=known.total_bytes,
         expire_time=expires,
     )

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from typing import BinaryIO
 
 import orjson
 
+from tunesmith_registry.data import plain
 from tunesmith_registry.data.checking import Checked, Checker, Rules
 
 BLOCK = 2 * 1024 * 1024
@@ -77,16 +79,16 @@ def check(block: Block, rules: Rules) -> Checked:
             "is longer than 16 MiB",
             "split the row",
         )
-        return checker.out
-    loads = orjson.loads
-    for number, line in enumerate(block.data.split(b"\n"), block.first):
+        return checker.finish()
+    loads, take = orjson.loads, plain.taker(checker, block.data)
+    for number, line in enumerate(BytesIO(block.data), block.first):
         try:
             fields = loads(line)
         except orjson.JSONDecodeError as error:
             if line.strip():
                 _refuse(checker, number, line, error)
             continue
-        if type(fields) is dict and checker.take_whole(number, len(line), fields):
+        if take(number, line, fields):
             continue
         if type(fields) is not dict:
             place = f"line {number}"
@@ -95,7 +97,7 @@ def check(block: Block, rules: Rules) -> Checked:
             checker.refuse(f"line {number}", "KEY_TWICE", twice, f"has {twice} twice", "keep one of them")
         else:
             checker.take("line", number, fields)
-    return checker.out
+    return checker.finish()
 
 
 def _refuse(checker: Checker, number: int, line: bytes, error: Exception) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.api.registry.v1 import (
-    blobs_pb2_grpc,
     datasets_pb2_grpc,
     derivations_pb2_grpc,
     prompts_pb2_grpc,
@@ -20,6 +19,7 @@ from tunesmith_kit.db import Database
 from tunesmith_kit.settings import ServiceSettings, setting
 from tunesmith_kit.tasks import Tasks
 from tunesmith_kit.uploads import Uploads
+from tunesmith_registry.data import wire
 from tunesmith_registry.data.blobservice import BlobService
 from tunesmith_registry.data.importing import Limits
 from tunesmith_registry.data.preview import Previews
@@ -70,7 +70,7 @@ class DataHost:
             ),
             (statistics_pb2_grpc.add_StatisticsServiceServicer_to_server, self._statistics),
             (prompts_pb2_grpc.add_PromptServiceServicer_to_server, PromptService(db, blobs, clock, previews)),
-            (blobs_pb2_grpc.add_BlobServiceServicer_to_server, BlobService(blobs, self._uploads)),
+            (wire.add_to_server, BlobService(blobs, self._uploads)),
         ]
 
     def start(self, tasks: Tasks) -> None:

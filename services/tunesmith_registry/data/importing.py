@@ -1,13 +1,11 @@
 """An import: a source is read as a stream, every row checked, and the canonical form stored."""
 
 import asyncio
-import subprocess
-import sys
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
@@ -18,12 +16,13 @@ from tunesmith.errors import InvalidArgument, ResourceExhausted
 from tunesmith_kit import manifest
 from tunesmith_kit.blobs import BlobStore, BlobWriter
 from tunesmith_kit.manifest import Manifest, ManifestFile
-from tunesmith_registry.data import blocks, formats, worker
+from tunesmith_registry.data import blocks, formats
 from tunesmith_registry.data.checking import Checked, Checker, Rules
 from tunesmith_registry.data.duplicates import exact
 from tunesmith_registry.data.findings import Finding, Findings
 from tunesmith_registry.data.rows import KNOWN, RECORD
 from tunesmith_registry.data.sources import Opened, Source
+from tunesmith_registry.data.workers import Worker
 
 DATA = "data.jsonl"
 # Below this a worker's start (0.1 s) costs more than it saves.
@@ -97,8 +96,7 @@ class _Intake:
             raise asyncio.CancelledError
         self._same_format(part)
         if not self.findings.errors:
-            for line in part.lines:
-                self.writer.write(line)
+            self.writer.write(part.text)
         self.num_rows += len(part.marks)
         self.rows.num_read += part.num_read
         self.rows.marks.extend(part.marks)
@@ -290,9 +288,9 @@ def _checked_rows(rows: Iterable[formats.Row], rules: Rules, word: str, base: in
         else:
             checker.take(word, int(row.place.rpartition(" ")[2]) + base, row.fields)
         if count % _CHUNK_ROWS == 0:
-            yield checker.out
+            yield checker.finish()
             checker = Checker(Rules(rules.mapping, checker.out.row_format))
-    yield checker.out
+    yield checker.finish()
 
 
 def _checked_blocks(file: BinaryIO, rules: Rules, limits: Limits, size: int) -> Iterator[Checked]:
@@ -310,46 +308,14 @@ def _checked_blocks(file: BinaryIO, rules: Rules, limits: Limits, size: int) -> 
             yield blocks.check(block, told)
         return
     with ExitStack() as closing:
-        workers = [closing.enter_context(_Worker()) for _ in range(limits.num_workers)]
+        workers = [closing.enter_context(Worker()) for _ in range(limits.num_workers)]
         waiting: deque[Future[Checked]] = deque()
         for number, block in enumerate(source):
             waiting.append(workers[number % len(workers)].check(block, told))
-            if len(waiting) > 2 * len(workers):
+            if len(waiting) > 3 * len(workers):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-class _Worker:
-    """A process that checks blocks, and the thread that speaks with it."""
-
-    def __init__(self) -> None:
-        command = [sys.executable, "-m", worker.__name__]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._thread = ThreadPoolExecutor(1, "import-worker")
-
-    def __enter__(self) -> "_Worker":
-        return self
-
-    def check(self, block: blocks.Block, rules: Rules) -> "Future[Checked]":
-        return self._thread.submit(self._check, block, rules)
-
-    def _check(self, block: blocks.Block, rules: Rules) -> Checked:
-        to, source = self._process.stdin, self._process.stdout
-        assert to is not None, "made with pipes"
-        assert source is not None, "made with pipes"
-        worker.send_block(cast(BinaryIO, to), block, rules)
-        return worker.receive(cast(BinaryIO, source))
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        self._process.kill()
-        self._process.wait()
-        self._thread.shutdown()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
 
 
 def _finish(intake: _Intake, validate_only: bool, word: str) -> None:

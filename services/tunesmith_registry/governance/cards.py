@@ -141,8 +141,7 @@ def _markdown(facts: Facts) -> str:
     if facts.spec:
         parts.append("## How it was trained\n\n" + _table(("setting", "value"), _settings(facts.spec)))
     if version.metrics:
-        rows = [(f"`{name}`", f"{value:.6g}") for name, value in sorted(version.metrics.items())]
-        parts.append("## Training metrics\n\n" + _table(("metric", "last value"), rows))
+        parts.append("## Training metrics\n\n" + _table(_METRIC_HEAD, _metrics(version)))
     if facts.scores:
         parts.append("## Evaluation\n\n" + _table(_SCORE_HEAD, [_score(row) for row in facts.scores]))
     if environment := _environment(version.manifest.properties):
@@ -151,6 +150,27 @@ def _markdown(facts: Facts) -> str:
     files = [(f"`{f.path}`", f"{f.size_bytes:,}", f"`{f.sha256}`") for f in version.manifest.files]
     parts.append("## Files\n\n" + _table(("file", "bytes", "SHA-256"), files))
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+_METRIC_HEAD = ("metric", "first value", "best value", "last value")
+# Properties of the manifest in which a trainer noted them.
+_NOTED = {"train/loss": ("first_loss", ""), "eval/loss": ("", "best_eval_loss")}
+
+
+def _metrics(version: models_pb2.ModelVersion) -> list[tuple[str, ...]]:
+    said = version.manifest.properties
+    rows = []
+    for name, value in sorted(version.metrics.items()):
+        noted = (_number(said.get(key, "")) for key in _NOTED.get(name, ("", "")))
+        rows.append((f"`{name}`", *noted, f"{value:.6g}"))
+    return rows
+
+
+def _number(text: str) -> str:
+    try:
+        return f"{float(text):.6g}"
+    except ValueError:
+        return ""
 
 
 _SCORE_HEAD = ("dataset", "metric", "value", "95 % interval", "samples")

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from tunesmith_kit.blobs import BlobStore
 from tunesmith_kit.clock import Clock
 from tunesmith_kit.db import Database
+from tunesmith_kit.holds import Holds
 from tunesmith_registry.change import Caller
 from tunesmith_registry.governance import garbage
 from tunesmith_registry.governance.garbage import Sweep
@@ -21,9 +22,15 @@ class Collector:
     """Sweeps of the blob store and of what the retention policies let go."""
 
     def __init__(
-        self, db: Database, blobs: BlobStore, clock: Clock, grace: timedelta, interval: timedelta
+        self,
+        db: Database,
+        blobs: BlobStore,
+        holds: Holds,
+        clock: Clock,
+        grace: timedelta,
+        interval: timedelta,
     ) -> None:
-        self._db, self._blobs, self._clock = db, blobs, clock
+        self._db, self._blobs, self._holds, self._clock = db, blobs, holds, clock
         self._grace, self._interval = grace, interval
         self._lock = asyncio.Lock()
 
@@ -45,6 +52,7 @@ class Collector:
             # Before the store is read: what is entered later mentions young content only.
             roots = await self._db.read(garbage.mentioned)
             keep = await asyncio.to_thread(garbage.referenced, self._blobs, roots)
+            keep |= await asyncio.to_thread(self._holds.held)
             found = garbage.unreferenced(self._blobs, keep, now, self._grace, sweep)
             while batch := await asyncio.to_thread(_some, found):
                 gone = batch

@@ -2,8 +2,11 @@
 
 A content counts as referenced when its digest stands anywhere in the database, but where only the past is
 told (receipts, events, answered requests), or in a manifest that is referenced. So a table of tomorrow is
-safe without a word here. What is young is kept: it may be part of an upload, or an output not yet registered.
-Putting or asking for known content makes it young again, so nothing goes while somebody relies on it.
+safe without a word here. Pictures of runs are known to the metrics service only: agents hold them under the
+id of their job, until it is deleted.
+
+What is young is kept: it may be part of an upload, or an output not yet registered. Putting or asking for
+known content makes it young again, so nothing goes while somebody relies on it.
 """
 
 import re
@@ -37,8 +40,6 @@ from tunesmith_registry.tables import (
 # What follows a digest in a message may look like one more digit (the tag of field 6 is `2`), what stands
 # before it never does.
 _DIGEST = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}")
-# Pictures of runs lie in the same store and are known to the metrics service only.
-_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
 _PAST = {
     table.name
     for table in (ANSWERED, JOB_RECORDS, OUTBOX, PROMOTIONS, RECEIPTS, REQUESTS, REVISION, STAGE_CHANGES)
@@ -120,17 +121,8 @@ def unreferenced(
             sweep.num_referenced += 1
         elif changed > now - grace:
             sweep.num_young += 1
-        elif _is_picture(blobs, blob.digest):
-            sweep.num_referenced += 1
         else:
             yield blob.digest, blob.size_bytes
-
-
-def _is_picture(blobs: BlobStore, digest: str) -> bool:
-    try:
-        return blobs.read_range(digest, 0, 4).startswith(_PICTURES)
-    except NotFound:
-        return False
 
 
 def expired(session: Session, project: str, now: datetime) -> list[models_pb2.ModelVersion]:

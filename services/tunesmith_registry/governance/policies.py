@@ -27,8 +27,16 @@ def own(session: Session, project: str, model_id: str) -> stages_pb2.ModelPolicy
 
 def in_force(session: Session, project: str, model_id: str) -> stages_pb2.ModelPolicy:
     """Returns the policy that holds for a model."""
-    found = own(session, project, model_id) or own(session, project, PROJECT_WIDE)
-    return found or stages_pb2.ModelPolicy()
+    found = own(session, project, model_id) or own(session, project, PROJECT_WIDE) or stages_pb2.ModelPolicy()
+    if model_id != PROJECT_WIDE:
+        found.ClearField("remote_code_digests")  # about base models, which belong to the project
+    return found
+
+
+def allowed_code(session: Session, project: str) -> frozenset[str]:
+    """Returns the digests of base models that may name classes of their own."""
+    policy = own(session, project, PROJECT_WIDE)
+    return frozenset(policy.remote_code_digests if policy else ())
 
 
 def replace(
@@ -37,14 +45,15 @@ def replace(
     """Sets a policy.
 
     Raises:
-        InvalidArgument: a gate has no bound, or one that is no number.
-        PermissionDenied: who is no admin wants to do without the second person.
+        InvalidArgument: a gate has no bound, or one that is no number; or a model's policy allows code.
+        PermissionDenied: who is no admin wants to do without the second person, or to allow code.
     """
     for index, gate in enumerate(wanted.gates):
         _check(gate, f"policy.gates[{index}]")
     uid = versions.model_row(session, project, model_id).uid if model_id != PROJECT_WIDE else _EVERY
     if in_force(session, project, model_id).approval_required and not wanted.approval_required:
-        _need_admin(role)
+        _need_admin(role, "do away with the approval by a second person", "approval_required")
+    _check_code(session, role, project, model_id, wanted)
     policy = stages_pb2.ModelPolicy()
     policy.CopyFrom(wanted)
     policy.name = f"projects/{project}/models/{model_id}"
@@ -59,14 +68,29 @@ def replace(
     return policy
 
 
-def _need_admin(role: str) -> None:
+def _check_code(
+    session: Session, role: str, project: str, model_id: str, wanted: stages_pb2.ModelPolicy
+) -> None:
+    if wanted.remote_code_digests and model_id != PROJECT_WIDE:
+        raise InvalidArgument(
+            "FIELD_INVALID",
+            "base models belong to the project, not to a model",
+            field="policy.remote_code_digests",
+            value=wanted.remote_code_digests[0],
+            remedy="set it in the policy of the project, the model `-`",
+        )
+    if model_id == PROJECT_WIDE and set(wanted.remote_code_digests) - allowed_code(session, project):
+        _need_admin(role, "allow base models with classes of their own", "remote_code_digests")
+
+
+def _need_admin(role: str, what: str, field: str) -> None:
     if role not in ("admin", "service"):
         raise PermissionDenied(
             "PERMISSION_MISSING",
-            "only an admin may do away with the approval by a second person",
-            field="policy.approval_required",
+            f"only an admin may {what}",
+            field=f"policy.{field}",
             value=role,
-            remedy="ask an admin, or keep approval_required",
+            remedy=f"ask an admin, or leave {field} as it is",
         )
 
 

@@ -47,7 +47,8 @@ class VersionService(versions_pb2_grpc.VersionServiceServicer):
         files = [ManifestFile(file.path, file.size_bytes, file.sha256) for file in request.files]
         base_id = request.base_model.rpartition("/")[2]
         base = await self._db.read(lambda s: store.base_model(s, project, base_id))
-        made, _ = await asyncio.to_thread(adapters.check, self._blobs, files, base.name, base.digest)
+        allowed = await self._db.read(lambda s: policies.allowed_code(s, project))
+        made, _ = await asyncio.to_thread(adapters.check, self._blobs, files, base, allowed)
         who = calls.caller(self._clock)
 
         def act(session: Session) -> versions_pb2.RegisterModelVersionResponse:

@@ -24,6 +24,7 @@ from tunesmith.errors import InvalidArgument
 from tunesmith_kit.blobs import BlobStore
 from tunesmith_kit.clock import Clock
 from tunesmith_kit.db import Database
+from tunesmith_kit.holds import Holds
 from tunesmith_kit.tasks import Tasks
 from tunesmith_registry.governance.collecting import Collector
 from tunesmith_registry.governance.keys import SigningKey
@@ -40,6 +41,7 @@ _SHORTEST_GRACE_HOURS = 1.0
 async def start(
     db: Database,
     blobs: BlobStore,
+    holds: Holds,
     clock: Clock,
     tasks: Tasks,
     data_dir: Path,
@@ -64,7 +66,7 @@ async def start(
     sealer = Sealer(db, key)
     tasks.spawn("sealer", sealer.run)
     collector = Collector(
-        db, blobs, clock, timedelta(hours=grace_hours), timedelta(hours=max(interval_hours, 0.1))
+        db, blobs, holds, clock, timedelta(hours=grace_hours), timedelta(hours=max(interval_hours, 0.1))
     )
     if interval_hours > 0:
         tasks.spawn("garbage", collector.run)

@@ -78,13 +78,27 @@ export async function get<T>(path: string, query: Query = {}, signal?: AbortSign
   return (await response.json()) as T;
 }
 
-export async function post<T>(path: string, body: unknown): Promise<T> {
+async function send<T>(method: string, path: string, body: unknown, signal?: AbortSignal): Promise<T> {
   const response = await open(address(path), {
-    method: "POST",
+    method,
     headers: { ...headers(), "content-type": "application/json" },
     body: JSON.stringify(body),
+    signal: signal ?? null,
   });
   return (await response.json()) as T;
+}
+
+export async function post<T>(path: string, body: unknown, signal?: AbortSignal): Promise<T> {
+  return send("POST", path, body, signal);
+}
+
+export async function patch<T>(path: string, body: unknown): Promise<T> {
+  return send("PATCH", path, body);
+}
+
+/** Returns an id for one change, so that a repeat acts once. */
+export function requestId(): string {
+  return crypto.randomUUID?.() ?? String(Math.random());
 }
 
 export async function remove(path: string, query: Query = {}): Promise<void> {

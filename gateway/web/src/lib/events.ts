@@ -63,6 +63,31 @@ export async function watch<T>(watching: Watching<T>): Promise<void> {
   }
 }
 
+/** Reads the one answer of a call that streams, such as a chat or an import; throws the Problem it ends with. */
+export async function read<T>(
+  path: string,
+  how: { body?: unknown; query?: Query; signal: AbortSignal },
+  onMessage: (message: T) => void,
+): Promise<void> {
+  const sent: Record<string, string> = { ...headers(), accept: "text/event-stream" };
+  const init: RequestInit = { headers: sent, signal: how.signal };
+  if (how.body !== undefined) {
+    sent["content-type"] = "application/json";
+    Object.assign(init, { method: "POST", body: JSON.stringify(how.body) });
+  }
+  const response = await open(address(path, how.query), init);
+  if (response.body === null) return;
+  for await (const frame of frames(response.body)) {
+    if (frame.event === "end") return;
+    if (frame.event === "error") {
+      const said = JSON.parse(frame.data) as { status?: number };
+      throw problemOf(said.status ?? 500, said);
+    }
+    if (frame.data) onMessage(JSON.parse(frame.data) as T);
+  }
+  if (!how.signal.aborted) throw new Problem("the answer broke off", 0, "", "Try it again.");
+}
+
 /** Reads one connection to its end; returns true when the server ended the stream in order. */
 async function readOnce<T>(
   watching: Watching<T>,

@@ -1,4 +1,4 @@
-// The address holds the view: `/` lists jobs, `/jobs/{id}` shows one; the query holds filters and choices.
+// The address holds the view: its path says which, the query holds filters and choices.
 
 class Route {
   path = $state(location.pathname);
@@ -8,10 +8,9 @@ class Route {
     addEventListener("popstate", () => this.read());
   }
 
-  /** Id of the job shown, or empty on the list. */
-  get job(): string {
-    const found = /^\/jobs\/([^/]+)\/?$/.exec(this.path);
-    return found?.[1] ? decodeURIComponent(found[1]) : "";
+  /** The path's parts, decoded: `/models/support` gives `["models", "support"]`. */
+  get parts(): string[] {
+    return this.path.split("/").filter(Boolean).map(decoded);
   }
 
   go(to: string): void {
@@ -20,11 +19,23 @@ class Route {
     scrollTo(0, 0);
   }
 
+  /** Returns one parameter of the query, or empty. */
+  get(name: string): string {
+    return this.query.get(name) ?? "";
+  }
+
   /** Sets one parameter of the query (empty: takes it out) without a new entry in the history. */
   set(name: string, value: string): void {
+    this.patch({ [name]: value });
+  }
+
+  /** Sets several parameters at once. */
+  patch(values: Record<string, string>): void {
     const query = new URLSearchParams(location.search);
-    if (value) query.set(name, value);
-    else query.delete(name);
+    for (const [name, value] of Object.entries(values)) {
+      if (value) query.set(name, value);
+      else query.delete(name);
+    }
     const text = query.toString();
     history.replaceState(null, "", location.pathname + (text ? `?${text}` : ""));
     this.read();
@@ -42,6 +53,15 @@ class Route {
   private read(): void {
     this.path = location.pathname;
     this.query = new URLSearchParams(location.search);
+  }
+}
+
+// A path that somebody typed may hold what is no escape.
+function decoded(part: string): string {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
   }
 }
 

@@ -1,31 +1,27 @@
 // What a person can ask of a job or a node: one call each, with a request id so that a repeat acts once.
 
 import type { Job, Node, JobState } from "../contract";
-import { post, Problem, remove } from "./api";
+import { post, Problem, remove, requestId } from "./api";
 import { fleet } from "./fleet.svelte";
 
 const LIVE: JobState[] = ["JOB_STATE_STARTING", "JOB_STATE_RUNNING"];
 
-function id(): string {
-  return crypto.randomUUID?.() ?? String(Math.random());
-}
-
 /** Calls a verb of a job; the fleet shows the answer at once. */
 export async function ask(job: Job, verb: string, body: Record<string, unknown> = {}): Promise<Job | undefined> {
-  const answer = await post<{ job?: Job }>(`${job.name}:${verb}`, { ...body, request_id: id() });
+  const answer = await post<{ job?: Job }>(`${job.name}:${verb}`, { ...body, request_id: requestId() });
   if (answer.job) fleet.put(answer.job);
   return answer.job;
 }
 
 /** Deletes a finished job. */
 export async function forget(job: Job): Promise<void> {
-  await remove(job.name, { request_id: id() });
+  await remove(job.name, { request_id: requestId() });
   fleet.drop(job);
 }
 
 /** Calls a verb of a node; the fleet's stream brings the node's new form. */
 export async function askNode(node: Node, verb: "cordon" | "uncordon" | "drain"): Promise<void> {
-  await post(`${node.name}:${verb}`, { request_id: id() });
+  await post(`${node.name}:${verb}`, { request_id: requestId() });
 }
 
 /** Returns an error as a person should read it. */

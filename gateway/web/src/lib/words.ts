@@ -1,6 +1,6 @@
 // Numbers, times and states in words.
 
-import type { Double, Job, JobState } from "../contract";
+import type { Double, Job, JobState, Node } from "../contract";
 
 /** Returns a double of proto JSON as a number. */
 export function number(value: Double | undefined): number {
@@ -123,4 +123,19 @@ export function versioned(name: string): string {
 
 export function lastPart(name: string): string {
   return name.split("/").pop() ?? name;
+}
+
+/** Returns what a node is made of, such as `2 × A100 · 64 GB`. */
+export function machine(node: Node): string {
+  const models = node.capacity?.gpus.map((gpu) => gpu.model) ?? [];
+  const gpus = [...new Set(models)].map((model) => `${models.filter((other) => other === model).length} × ${model}`);
+  const cpus = `${node.capacity?.num_cpus ?? 0} CPUs`;
+  return [...(gpus.length ? gpus : [cpus]), size(Number(node.capacity?.memory_bytes ?? 0))].join(" · ");
+}
+
+/** Makes visible what would reorder or hide other letters: bidi and other control characters become ⟨U+202E⟩. */
+export function visible(text: string): string {
+  return text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g, (letter) => {
+    return `⟨U+${letter.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`;
+  });
 }

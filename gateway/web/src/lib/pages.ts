@@ -1,0 +1,99 @@
+// The pages: one table for navigation, palette, keys and what is loaded when.
+
+import type { Component } from "svelte";
+import { lastPart } from "./words";
+
+export interface Page {
+  id: string;
+  title: string;
+  href: string;
+  /** Key that goes there after `g`. */
+  key: string;
+  /** Loads the view of all, when it is first shown. */
+  all: () => Promise<{ default: Component }>;
+  /** Loads the view of one, where there is one. */
+  one?: () => Promise<{ default: Component<{ name: string }> }>;
+}
+
+export const PAGES: Page[] = [
+  {
+    id: "jobs",
+    title: "Jobs",
+    href: "/",
+    key: "j",
+    all: () => import("../views/JobsPage.svelte"),
+    one: () => import("../views/JobPage.svelte"),
+  },
+  {
+    id: "nodes",
+    title: "Nodes",
+    href: "/nodes",
+    key: "n",
+    all: () => import("../views/NodesPage.svelte"),
+    one: () => import("../views/NodePage.svelte"),
+  },
+  {
+    id: "models",
+    title: "Models",
+    href: "/models",
+    key: "m",
+    all: () => import("../views/ModelsPage.svelte"),
+    one: () => import("../views/ModelPage.svelte"),
+  },
+  {
+    id: "datasets",
+    title: "Datasets",
+    href: "/datasets",
+    key: "d",
+    all: () => import("../views/DatasetsPage.svelte"),
+    one: () => import("../views/DatasetPage.svelte"),
+  },
+  {
+    id: "prompts",
+    title: "Prompts",
+    href: "/prompts",
+    key: "p",
+    all: () => import("../views/PromptsPage.svelte"),
+    one: () => import("../views/PromptPage.svelte"),
+  },
+  {
+    id: "evaluations",
+    title: "Evaluations",
+    href: "/evaluations",
+    key: "e",
+    all: () => import("../views/EvaluationsPage.svelte"),
+    one: () => import("../views/EvaluationPage.svelte"),
+  },
+  {
+    id: "chat",
+    title: "Chat",
+    href: "/chat",
+    key: "c",
+    all: () => import("../views/ChatPage.svelte"),
+  },
+  {
+    id: "alerts",
+    title: "Alerts",
+    href: "/alerts",
+    key: "a",
+    all: () => import("../views/AlertsPage.svelte"),
+  },
+];
+
+/** Returns the page and the id that a path's parts mean; unknown paths mean none. */
+export function pageOf(parts: string[]): { page: Page; id: string } | null {
+  const page = PAGES.find((each) => each.id === (parts[0] ?? "jobs"));
+  return page && (parts.length < 2 || (parts.length === 2 && page.one)) ? { page, id: parts[1] ?? "" } : null;
+}
+
+/** Returns where a resource of the contract is shown, or empty. */
+export function hrefOf(name: string): string {
+  const version = /\/(models|datasets|prompts)\/([^/]+)\/versions\/([^/]+)$/.exec(name);
+  if (version) return `/${version[1]}/${encodeURIComponent(version[2] ?? "")}?version=${encodeURIComponent(version[3] ?? "")}`;
+  const checkpoint = /\/jobs\/([^/]+)\/checkpoints\//.exec(name);
+  if (checkpoint) return `/jobs/${encodeURIComponent(checkpoint[1] ?? "")}`;
+  const plain = /(?:^|\/)(jobs|models|datasets|prompts|evaluations|nodes)\/([^/]+)$/.exec(name);
+  if (plain) return `/${plain[1]}/${encodeURIComponent(plain[2] ?? "")}`;
+  if (/\/baseModels\/[^/]+$/.test(name)) return `/models?kind=base_model&q=${encodeURIComponent(lastPart(name))}`;
+  return "";
+}
