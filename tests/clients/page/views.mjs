@@ -77,7 +77,7 @@ async function models() {
   await link(model).click();
   await tab("Card");
   await button("Edit").click();
-  await page.getByLabel("Summary").fill("Knows **sums**. <img src=x onerror=alert(1)> [here](javascript:alert(1)) [there](https://example.org/a)");
+  await page.getByLabel("Summary").fill("Knows **sums**. <img src=x onerror=alert(1)> [here](javascript:alert) [there](https://example.org/a)");
   await button("Save").click();
   await page.locator(".prose strong", { hasText: "sums" }).waitFor();
   const card = await page.locator(".prose").innerText();
