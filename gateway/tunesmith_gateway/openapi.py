@@ -91,7 +91,7 @@ def _operation(route: transcode.Route, schemas: dict[str, Any]) -> dict[str, Any
     ]
     if rpc.http_body != "*":
         parameters += [
-            _parameter(f, schemas) for f in fields if f.name not in captured and f.message_type is None
+            _parameter(f, schemas) for f in fields if f.name not in captured and transcode.is_parameter(f)
         ]
     answer = _reference(rpc.descriptor.output_type, schemas)
     media = "text/event-stream" if rpc.server_streaming else "application/json"

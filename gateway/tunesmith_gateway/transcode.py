@@ -15,6 +15,10 @@ from tunesmith.errors import InvalidArgument, NotFound
 from tunesmith_kit import access
 
 VARIABLE = re.compile(r"\{([\w.]+)(?:=([^}]*))?\}")
+_MOMENTS = {
+    "google.protobuf.Timestamp": ("time", "2026-01-31T12:00:00Z"),
+    "google.protobuf.Duration": ("duration", "90s"),
+}
 _MASK = "google.protobuf.FieldMask"
 _DEEPEST = 64
 
@@ -181,12 +185,15 @@ def _camel(mask: Any) -> Any:
 
 def _set(message: Message, name: str, text: str) -> None:
     field = message.DESCRIPTOR.fields_by_name.get(name)
-    if field is None or field.message_type is not None:
-        known = ", ".join(sorted(f.name for f in message.DESCRIPTOR.fields if f.message_type is None))
+    if field is None or not is_parameter(field):
+        known = ", ".join(sorted(f.name for f in message.DESCRIPTOR.fields if is_parameter(f)))
         raise InvalidArgument(
             "FIELD_INVALID", f"there is no parameter {name}", field=name, remedy=f"parameters: {known}"
         )
     try:
+        if field.message_type is not None:
+            getattr(message, name).FromJsonString(text)
+            return
         value = _scalar(field, text)
         if field.is_repeated:
             getattr(message, name).append(value)
@@ -196,12 +203,22 @@ def _set(message: Message, name: str, text: str) -> None:
         if field.enum_type is not None:
             enum: Any = field.enum_type
             kind, remedy = enum.name, "one of " + ", ".join(names.choices(enum))
+        elif field.message_type is not None:
+            kind, example = _MOMENTS[field.message_type.full_name]
+            remedy = f"it as {example}"
         else:
             kind = "boolean" if field.type == field.TYPE_BOOL else "number"
             remedy = f"a {kind}"
         raise InvalidArgument(
             "FIELD_INVALID", f"{name} is not a {kind}", field=name, value=text, remedy=f"give {remedy}"
         ) from None
+
+
+def is_parameter(field: Any) -> bool:
+    """Whether a field may stand in the query: what is one text in JSON."""
+    if field.message_type is None:
+        return True
+    return field.message_type.full_name in _MOMENTS and not field.is_repeated
 
 
 def _scalar(field: Any, text: str) -> Any:

@@ -144,3 +144,13 @@ def test_the_openapi_document_describes_every_route(platform: Platform) -> None:
     assert "Learning" in str(known["jobs.v1.TrainingSpec"]) or "learning rate" in str(
         known["jobs.v1.TrainingSpec"]
     )
+
+
+def test_times_stand_in_the_query_as_they_do_in_bodies(platform: Platform) -> None:
+    with plain(platform, platform.token) as client:
+        path = "/api/v1/nodes/somewhere/series"
+        good = client.get(path, params={"start_time": "2026-01-31T12:00:00Z", "keys": "cpu/percent"})
+        assert good.status_code == 200, good.text
+        bad = client.get(path, params={"start_time": "soon"})
+        assert (bad.status_code, bad.json()["field"]) == (400, "start_time")
+        assert "2026-01-31T12:00:00Z" in bad.json()["remedy"]
