@@ -32,6 +32,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     made = Hub({"org/Tiny_Model": {**base_model_files(), **unwanted}, "org/pickles": {"model.bin": b"x"}})
     with running(made) as found:
         monkeypatch.setenv("HF_ENDPOINT", found.address)
+        # Read when the library is first imported, which another test of this process may have done.
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", found.address)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
         yield found

@@ -84,7 +84,7 @@ async def test_models_are_found_by_words_and_properties_and_changes_count_at_onc
 async def test_models_alike_and_base_models_that_suit(tmp_path: Path) -> None:
     async with governed(tmp_path) as registry:
         await registry.prepared()
-        shapes = {"num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 100, "dtype": "bfloat16"}
+        shapes = {"num_hidden_layers": 1, "hidden_size": 2, "vocab_size": 2, "dtype": "bfloat16"}
         config = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 128, **shapes}
         files = {**base_model_files(), "config.json": json.dumps(config).encode()}
         await registry.import_base_model("other-instruct", files)
