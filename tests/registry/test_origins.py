@@ -32,8 +32,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     made = Hub({"org/Tiny_Model": {**base_model_files(), **unwanted}, "org/pickles": {"model.bin": b"x"}})
     with running(made) as found:
         monkeypatch.setenv("HF_ENDPOINT", found.address)
-        # Read when the library is first imported, which another test of this process may have done.
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", found.address)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
         yield found
@@ -44,7 +42,7 @@ def test_a_model_of_a_hub_is_entered_without_what_could_run(
 ) -> None:
     monkeypatch.setenv("TUNESMITH_ADDRESS", platform.address)
     monkeypatch.setenv("TUNESMITH_TOKEN", platform.token)
-    assert main(["models", "import", "hf:org/Tiny_Model@main"]) == 0
+    assert main(["models", "import", "hf:org/Tiny_Model@main"]) == 0, capsys.readouterr().err
     said = capsys.readouterr()
     assert "modeling_own.py, onnx/model.onnx, pytorch_model.bin" in " ".join(said.out.split())
     assert sorted(set(hub.fetched)) == ["config.json", "model.safetensors", "tokenizer.json"]
@@ -74,6 +72,8 @@ def test_a_model_of_a_hub_is_entered_without_what_could_run(
 def test_a_version_is_pushed_to_a_hub_as_one_commit(
     platform: Platform, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Read when the library is first imported, which another test of this process may have done.
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps(LORA))
