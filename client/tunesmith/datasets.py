@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 
-from tunesmith import names
+from tunesmith import hub, names
 from tunesmith.api.registry.v1 import datasets_pb2, derivations_pb2, statistics_pb2
 from tunesmith.blobs import OnProgress, inspect, unreadable, upload
 from tunesmith.connection import Connection, new_request_id
@@ -80,7 +80,6 @@ class Datasets(Handle[Face]):
         source: str,
         dataset_id: str,
         *,
-        revision: str = "",
         files: str = "",
         description: str = "",
         validate_only: bool = False,
@@ -91,20 +90,22 @@ class Datasets(Handle[Face]):
     ) -> datasets_pb2.ImportDatasetResponse:
         """Makes a version from what the server itself can read.
 
-        `source` is an address (`https://…`), a data set on the hub (`hf://owner/name`, with `revision` and a
-        pattern of `files`), or a path below one of the server's shared folders.
+        `source` is an address (`https://…`), a data set on the hub (`hf:OWNER/NAME` or
+        `hf:OWNER/NAME@REVISION`, with a pattern of `files`), or a path below a folder that the server shares.
         """
+        on_hub = source.startswith(hub.PREFIX)
+        named = "" if on_hub else source.partition("?")[0]  # a repository's name says nothing of its files
         wanted = datasets_pb2.ImportDatasetRequest(
             dataset_id=dataset_id,
-            format=_format(Path(source.partition("?")[0]), format) if "hf://" not in source else 0,  # type: ignore[arg-type]
+            format=_format(Path(named), format),
             description=description,
             validate_only=validate_only,
             row_format=row_format,
             mapping=mapping,
         )
-        if source.startswith("hf://"):
-            hub = datasets_pb2.HubSource(repo=source.removeprefix("hf://"), revision=revision, files=files)
-            wanted.hub.CopyFrom(hub)
+        if on_hub:
+            repo, _, revision = source.removeprefix(hub.PREFIX).partition("@")
+            wanted.hub.CopyFrom(datasets_pb2.HubSource(repo=repo, revision=revision, files=files))
         elif source.startswith(("http://", "https://")):
             wanted.url = source
         else:
@@ -311,6 +312,7 @@ class Datasets(Handle[Face]):
 def _format(path: Path, given: str) -> datasets_pb2.DatasetFormat.ValueType:
     """The format named, or that of the file's name; else the server finds it out."""
     if given:
-        return datasets_pb2.DatasetFormat.Value(f"DATASET_FORMAT_{given.upper()}")
+        known = datasets_pb2.DESCRIPTOR.enum_types_by_name["DatasetFormat"]
+        return datasets_pb2.DatasetFormat.ValueType(names.number("format", known, given))
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _PACKED]
     return _FORMATS.get(suffixes[-1] if suffixes else "", datasets_pb2.DATASET_FORMAT_UNSPECIFIED)

@@ -61,6 +61,7 @@ class State:
         self.changed = asyncio.Event()
         self.calls: list[str] = []
         self.uploads = 0
+        self.imports: list[datasets_pb2.ImportDatasetRequest] = []
         self.refusals: list[TunesmithError] = []
         self.cut_streams_after: int | None = None
         self.validate: Callable[[jobs_pb2.Job], None] = lambda job: None
@@ -265,7 +266,8 @@ class _Datasets(datasets_pb2_grpc.DatasetServiceServicer):
         self, request: datasets_pb2.ImportDatasetRequest, context: Any
     ) -> datasets_pb2.ImportDatasetResponse:
         await self.state.begin(context, "ImportDataset")
-        rows = self.state.blobs[request.source_digest].splitlines()
+        self.state.imports.append(request)
+        rows = self.state.blobs[request.source_digest].splitlines() if request.source_digest else []
         for number, row in enumerate(rows, start=1):
             if not row.startswith(b"{"):
                 error = InvalidArgument(

@@ -22,6 +22,7 @@ from tunesmith import (
     Unavailable,
 )
 from tunesmith.api.jobs.v1 import jobs_pb2, state_pb2
+from tunesmith.api.registry.v1 import datasets_pb2
 
 SPEC = {"experiment": "demo", "base_model": "tiny", "dataset": "chat"}
 
@@ -225,6 +226,21 @@ def test_a_known_file_is_not_sent_again(server: SmallServer, client: Client, tmp
     assert len(heard) > 3
     client.datasets.import_file(path, "chat")
     assert server.state.uploads == 1
+
+
+def test_what_the_server_reads_itself_is_named_as_models_are(server: SmallServer, client: Client) -> None:
+    client.datasets.import_from("hf:me/rows.json@v2", "rows", files="data/*")
+    client.datasets.import_from("https://data.example.org/rows.csv?key=1", "rows")
+    client.datasets.import_from("shared/rows.jsonl", "rows")
+    hub, address, path = server.state.imports
+    assert (hub.hub.repo, hub.hub.revision, hub.hub.files, hub.format) == ("me/rows.json", "v2", "data/*", 0)
+    assert (address.url, address.format) == (
+        "https://data.example.org/rows.csv?key=1",
+        datasets_pb2.DATASET_FORMAT_CSV,
+    )
+    assert (path.path, path.format) == ("shared/rows.jsonl", datasets_pb2.DATASET_FORMAT_JSONL)
+    with pytest.raises(InvalidArgument, match="xls is no format"):
+        client.datasets.import_from("shared/rows.xls", "rows", format="xls")
 
 
 def test_an_upload_is_repeated_while_the_server_is_unavailable(

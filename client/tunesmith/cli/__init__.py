@@ -48,7 +48,7 @@ COMMANDS = {
         "Jobs", "tunesmith.cli.history:checkpoints", "List, keep and let go a job's checkpoints."
     ),
     "datasets": _Entry(
-        "Data and models", "tunesmith.cli.datasets:datasets", "Import, check, look into and derive datasets."
+        "Data and models", "tunesmith.cli.data:datasets", "Import, check, look into and derive datasets."
     ),
     "prompts": _Entry(
         "Data and models", "tunesmith.cli.prompts:prompts", "Templates that make prompts of rows."

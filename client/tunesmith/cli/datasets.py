@@ -1,4 +1,4 @@
-"""`tunesmith datasets`: import, check, list. What looks into versions and derives them is in data.py."""
+"""`tunesmith datasets`: import, check, list. data.py adds what looks into versions and derives them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from tunesmith import names
+from tunesmith import hub, names
 from tunesmith.api.registry.v1 import datasets_pb2
 from tunesmith.cli import text
 from tunesmith.cli.session import connect, console
@@ -112,7 +112,6 @@ def _reading(command: Callable[..., None]) -> Callable[..., None]:
             "--map", "mapped", multiple=True, metavar="NAME=COLUMN",
             help="Which column holds what, for example prompt=question_text. May be repeated.",
         ),
-        click.option("--revision", default="", help="Revision on the hub. Default: main."),
         click.option("--files", default="", help="Parquet files on the hub, such as 'data/train-*'."),
     ):  # fmt: skip
         command = option(command)
@@ -133,8 +132,8 @@ def import_file(
     """Check every row of SOURCE and make a version of the dataset from it.
 
     SOURCE is a file here (it is uploaded; a broken upload goes on where it stopped), an address the server
-    may fetch (https://...), a data set on the hub (hf://owner/name), or with --on-server a path there.
-    A row that cannot be used is an error that names its line and what to do; then nothing is kept.
+    may fetch (https://...), a data set on the hub (hf:OWNER/NAME[@REVISION]), or with --on-server a path
+    there. A row that cannot be used is an error that names its line and what to do; then nothing is kept.
     """
     answer = _run(ctx, source, dataset_id or _id(Path(source)), validate_only=False, **options)
     if as_json:
@@ -184,17 +183,16 @@ def _run(
     file_format: str | None,
     row_format: str | None,
     mapped: tuple[str, ...],
-    revision: str,
     files: str,
 ) -> datasets_pb2.ImportDatasetResponse:
     mapping = pairs(mapped, "--map")
     what = "checking" if validate_only else "importing"
-    there = on_server or source.startswith(("http://", "https://", "hf://"))
+    there = on_server or source.startswith(("http://", "https://", hub.PREFIX))
     with connect(ctx) as client, import_bars(f"{what} {source}") as (on_progress, on_import):
         if there:
             return client.datasets.import_from(
                 source, dataset_id, description=description, validate_only=validate_only,
-                revision=revision, files=files, on_import=on_import, format=file_format or "",
+                files=files, on_import=on_import, format=file_format or "",
                 row_format=row_format or "", mapping=mapping,
             )  # fmt: skip
         return client.datasets.import_file(
@@ -231,7 +229,3 @@ def _print_findings(report: datasets_pb2.ValidationReport) -> None:
     if report.counts:
         listed = ", ".join(f"{count.reason} {count.count:,}" for count in report.counts)
         err.print(f"found: {listed}", style="dim")
-
-
-# At the end: the commands there take their group from here.
-from tunesmith.cli import data as data  # noqa: E402  isort: skip
