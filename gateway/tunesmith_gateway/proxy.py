@@ -107,7 +107,7 @@ class Forwarder(grpc.GenericRpcHandler):
     def _stream_unary(self, call: Any) -> Any:
         async def forward(requests: AsyncIterator[bytes], context: Any) -> bytes:
             timeout = context.time_remaining()
-            async with aclosing(flow.ahead(partial(_soon, context.read), grpc.aio.EOF)) as ahead:
+            async with aclosing(flow.Ahead(partial(_soon, context.read), grpc.aio.EOF)) as ahead:
                 answer: bytes = await call(ahead, timeout=timeout, metadata=self._backends.metadata())
             return answer
 
@@ -118,7 +118,7 @@ class Forwarder(grpc.GenericRpcHandler):
             stream = call(request, timeout=context.time_remaining(), metadata=self._backends.metadata())
             try:
                 # The next message is read while one is sent on: bytes move at twice the pace.
-                async with aclosing(flow.ahead(partial(_soon, stream.read), grpc.aio.EOF)) as responses:
+                async with aclosing(flow.Ahead(partial(_soon, stream.read), grpc.aio.EOF)) as responses:
                     async for response in responses:
                         yield response
             finally:

@@ -1,7 +1,7 @@
 """Bytes between a stream and a file, the disk's work in a thread while the next chunk is on its way."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from typing import TypeVar
 
 Chunk = TypeVar("Chunk")
@@ -34,16 +34,28 @@ async def pump(read: Callable[[], bytes]) -> AsyncGenerator[bytes, None]:
         await _ended(under_way)
 
 
-async def ahead(read: Callable[[], asyncio.Future[Chunk]], end: object) -> AsyncGenerator[Chunk, None]:
-    """What `read` gives until it is `end`; the next is asked for while one is used."""
-    under_way = read()
-    try:
-        while (item := await under_way) is not end:
-            under_way = read()
-            yield item
-    finally:
-        under_way.cancel()
-        await _ended(under_way)
+class Ahead(AsyncIterator[Chunk]):
+    """What `read` gives until it is `end`; the next is asked for while one is used.
+
+    Not a generator: whoever closes it need not be who reads it. A gRPC call whose server answers early
+    still waits here for the next message when its caller is done, and a generator could not be closed then.
+    """
+
+    def __init__(self, read: Callable[[], asyncio.Future[Chunk]], end: object) -> None:
+        self._read, self._end = read, end
+        self._under_way = read()
+
+    async def __anext__(self) -> Chunk:
+        item = await self._under_way
+        if item is self._end:
+            raise StopAsyncIteration
+        self._under_way = self._read()
+        return item
+
+    async def aclose(self) -> None:
+        """Ends the reading under way."""
+        self._under_way.cancel()
+        await _ended(self._under_way)
 
 
 async def _ended(under_way: "asyncio.Future[Chunk] | None") -> None:

@@ -3,16 +3,19 @@
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import yaml
 
 from tests.support.jobs import spec, wait_state
 from tests.support.platform import Platform, embedded, free_port, tiny_model
 from tests.support.processes import BIN, clean_environment
+from tunesmith.api.registry.v1 import blobs_pb2, blobs_pb2_grpc
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -212,6 +215,25 @@ def test_postgresql_down_at_start_is_named(embedded_platform: Platform, tmp_path
     )  # fmt: skip
     refused(done, "database", "TUNESMITH_JOBS_DATABASE_URL")
     assert "secret" not in done.stderr
+
+
+def test_an_upload_refused_while_its_client_is_silent_is_told_why(embedded_platform: Platform) -> None:
+    answered = threading.Event()
+
+    def parts() -> Iterator[blobs_pb2.UploadPartRequest]:
+        yield blobs_pb2.UploadPartRequest(upload="a" * 26, offset=0, chunk=b"x")
+        answered.wait(60)
+
+    with grpc.insecure_channel(embedded_platform.address) as channel:
+        stub = blobs_pb2_grpc.BlobServiceStub(channel)
+        metadata = (("authorization", f"Bearer {embedded_platform.token}"),)
+        try:
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.UploadPart(parts(), metadata=metadata, timeout=30)
+        finally:
+            answered.set()
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert "no such upload" in str(caught.value.details())
 
 
 @pytest.fixture
