@@ -3,7 +3,7 @@
 `python -m bench.metrics_ingest [--runs N --seconds N]`. Three processes: this one, which reads spool files
 and publishes as an agent does, nats-server, and the metrics service on SQLite. The clock runs from the first
 byte read of the spool until the watermarks say that all of it is stored. With `--runs`, so many runs log 10
-values 10 times a second, each shipped every 200 ms. The last line is JSON.
+values 10 times a second, each shipped as often as an agent does. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from sqlalchemy import text
 
 from tunesmith.api.metrics.v1 import events_pb2
+from tunesmith_agent.shipper import FLUSH_SECONDS
 from tunesmith_agent.spool import Block, Record, SpoolReader, pack
 from tunesmith_kit import subjects
 from tunesmith_kit.bus import Bus, Message
@@ -249,11 +250,12 @@ async def bytes_per_point(
     return round(int(size) / (num_steps * len(_KEYS)), 2)
 
 
-_FLUSH_SECONDS, _STEPS_A_FLUSH = 0.2, 2  # 10 steps a second
+_STEP_SECONDS = 0.1
+_STEPS_A_FLUSH = round(FLUSH_SECONDS / _STEP_SECONDS)
 
 
 async def soak(num_runs: int, seconds: float) -> dict[str, object]:
-    """Many runs at once: lag from publishing to the watermark, processor time and memory of the service."""
+    """Many runs at once: lag from logging to the watermark, processor time and memory of the service."""
     with tempfile.TemporaryDirectory() as name:
         async with platform(Path(name)) as (bus, child):
             load = Load(bus, num_runs)
@@ -293,7 +295,7 @@ def _own_cpu() -> float:
 
 
 class Load:
-    """Runs that each ship two steps of 10 values every 200 ms, spread over the time between."""
+    """Runs that each log 10 values every 100 ms and ship them as often as an agent does."""
 
     def __init__(self, bus: Bus, num_runs: int) -> None:
         self._bus, self._num_runs = bus, num_runs
@@ -312,7 +314,7 @@ class Load:
         times = 1_790_000_000_000_000 + rows * 100_000
         values = self._rng.normal(size=(len(rows), len(_KEYS)))
         for group in range(10):
-            wait = began + (flush + group / 10) * _FLUSH_SECONDS - time.perf_counter()
+            wait = began + (flush + group / 10) * FLUSH_SECONDS - time.perf_counter()
             await asyncio.sleep(max(0.0, wait))
             for run in range(group, self._num_runs, 10):
                 batch = next(pack(self._job(run), 1, 0, [Block(_KEYS, rows, rows, times, values)]))
@@ -325,7 +327,8 @@ class Load:
         if sent is None:
             return
         for seq in range(self._stored[mark.job_id] + _STEPS_A_FLUSH, mark.metrics_seq + 1, _STEPS_A_FLUSH):
-            self.lags.append(now - sent.pop(seq))
+            waited = now - sent.pop(seq)  # of the newest step in the message; the others were logged before
+            self.lags += [waited + _STEP_SECONDS * before for before in range(_STEPS_A_FLUSH)]
         self._stored[mark.job_id] = mark.metrics_seq
         self._heard.set()
 

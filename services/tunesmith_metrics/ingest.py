@@ -26,7 +26,7 @@ M = TypeVar("M", bound=Message)
 log = logging.getLogger(__name__)
 
 _BATCH = 2000
-_MANY = 2 * _BATCH
+_MANY = _BATCH // 4
 
 
 class Ingest:

@@ -32,7 +32,7 @@ from tunesmith_trainer.report import MetricSpool
 T = TypeVar("T")
 PROJECT = "default"
 KEYS = ("train/loss", "train/tokens")
-_FLUSH_SECONDS = 0.2
+_FLUSH_SECONDS = 0.5
 _SHM = Path("/dev/shm")
 _BOUNDLESS = Policy()
 
