@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from tunesmith_kit.db import Database, next_revision
 from tunesmith_metrics.rows import remove, upsert
 from tunesmith_metrics.tables import (
     CHUNKS,
+    FORGOTTEN,
     LOG_CHUNKS,
     METADATA,
     POLICIES,
@@ -28,6 +29,7 @@ from tunesmith_metrics.tables import (
 log = logging.getLogger(__name__)
 
 _DAY_US = 24 * 3600 * 1_000_000
+_LATE_DAYS = 90  # longer than any agent keeps a spool of a job that is gone
 _PAUSE_SECONDS = 5.0
 _SWEEP_SECONDS = 3600.0
 _MOST_JOBS = 100  # forgotten in one pass
@@ -119,14 +121,21 @@ def points_by_project(session: Session) -> Mapping[str, int]:
 def forget(session: Session, job_id: str) -> int:
     """Deletes every row of a job, in every table that has rows of jobs; returns how many.
 
-    Call `reclaim` afterwards.
+    What comes of the job later is not stored any more. Call `reclaim` afterwards.
     """
     next_revision(session, REVISION)
+    upsert(session, FORGOTTEN, [{"job": job_id, "time_us": time.time_ns() // 1000}])
     gone = 0
     for table in METADATA.sorted_tables:
         if "job_id" in table.c:
             gone += remove(session, delete(table).where(table.c.job_id == job_id))
     return gone
+
+
+def forgotten(session: Session, job_ids: Collection[str]) -> frozenset[str]:
+    """Those of the jobs that were deleted."""
+    of = FORGOTTEN.c.job
+    return frozenset(session.execute(select(of).where(of.in_(job_ids))).scalars())
 
 
 def expired(session: Session, default: Policy, now_us: int) -> list[str]:
@@ -203,6 +212,8 @@ class Retention:
                 await self._db.write(partial(forget, job_id=job_id))
                 log.info("a job's metrics and logs were kept long enough", extra={"job": job_id})
             gone += len(jobs)
+        late = delete(FORGOTTEN).where(FORGOTTEN.c.time_us < now_us - _LATE_DAYS * _DAY_US)
+        await self._db.write(lambda session: session.execute(late))
         if gone:
             await reclaim(self._db)
         return gone

@@ -18,6 +18,7 @@ from tunesmith_kit.bus import Bus, Consumer, Delivery
 from tunesmith_kit.consumer import Rejected
 from tunesmith_kit.db import Database, next_revision
 from tunesmith_kit.streams import EVENTS
+from tunesmith_metrics.retention import forgotten
 from tunesmith_metrics.tables import REVISION, RUNS
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ def _note(session: Session, project: str, job_id: str, event: events_pb2.JobEven
     known = session.execute(query).scalar_one_or_none()
     if known is not None and event.revision < known:
         return  # delivered again; one change of a job may say several things under one revision
+    if known is None and forgotten(session, [job_id]):
+        return  # it came later than the event of its deletion
     row: dict[str, Any] = {
         "project": project,  # the jobs service knows best, whoever sent metrics first
         "job_revision": event.revision,

@@ -1,6 +1,6 @@
 """Queries and changes of the metrics store. Core SQL throughout: an ORM costs 25 times as much here."""
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +8,10 @@ from sqlalchemy import Table, insert, select
 from sqlalchemy.orm import Session
 
 from tunesmith.api.metrics.v1 import events_pb2
-from tunesmith.errors import InvalidArgument, TunesmithError
+from tunesmith.errors import TunesmithError
 from tunesmith_kit.db import current_revision, next_revision
 from tunesmith_kit.meters import METRICS as METERS
-from tunesmith_metrics import keys, logindex, marks, segments
+from tunesmith_metrics import keys, logindex, marks, segments, senders
 from tunesmith_metrics.coverage import Coverage
 from tunesmith_metrics.events import Rank, Watermark
 from tunesmith_metrics.keys import DEFAULT_KEYS, KeyRing
@@ -66,15 +66,16 @@ def add_batches(
     Values of more keys than a job may have (`limit_of` its project) are left out, which its log says.
     """
     revision = next_revision(session, REVISION)  # first: it makes the writers of all replicas queue
-    senders = {who for who, _, _ in batches}
-    strangers = _enter_runs(session, senders, revision)
-    refused = {index: strangers[who] for index, (who, _, _) in enumerate(batches) if who in strangers}
-    stored = marks.of_metrics(session, [who for who in senders if who not in strangers])
+    known = senders.enter(session, {who for who, _, _ in batches}, revision)
+    refused = {
+        index: known.strangers[who] for index, (who, _, _) in enumerate(batches) if who in known.strangers
+    }
+    stored = marks.of_metrics(session, known.welcome)
     left_out = (ring or KeyRing()).admit(
-        session, [(who, batch) for who, batch, _ in batches if who not in strangers], limit_of
+        session, [(who, batch) for who, batch, _ in batches if who in known.welcome], limit_of
     )
     rows, num_points, rich = [], 0, RichRows(session, revision)
-    for who, mine in _by_sender(batches, strangers).items():
+    for who, mine in _by_sender(batches, known.welcome).items():
         run = _Run(who, stored.of(who), rich, left_out.get(who, frozenset()))
         for batch, payload in mine:
             run.add(batch, payload)
@@ -88,15 +89,25 @@ def add_batches(
     rich.save()
     if rows:
         session.execute(insert(SEGMENTS), rows)
-    return Stored(stored.save(), refused, num_points)
+    ends = ((who, batch.first_seq + batch.num_records - 1) for who, batch, _ in batches if who in known.late)
+    return Stored(stored.save() + _let_go("metrics_seq", ends), refused, num_points)
+
+
+def _let_go(field: str, ends: Iterable[tuple[Rank, int]]) -> list[Watermark]:
+    """What senders of deleted jobs are told: all is done, so that they trim their spools and end."""
+    reached: dict[Rank, int] = {}
+    for who, end in ends:
+        reached[who] = max(end, reached.get(who, 0))
+    zero = {"metrics_seq": 0, "log_offset": 0}
+    return [Watermark(who, **(zero | {field: end})) for who, end in reached.items()]
 
 
 def _by_sender(
-    batches: Sequence[Batch], without: Mapping[Rank, TunesmithError]
+    batches: Sequence[Batch], welcome: Set[Rank]
 ) -> dict[Rank, list[tuple[events_pb2.MetricBatch, bytes]]]:
     found: dict[Rank, list[tuple[events_pb2.MetricBatch, bytes]]] = {}
     for who, batch, payload in batches:
-        if who not in without:
+        if who in welcome:
             found.setdefault(who, []).append((batch, payload))
     return found
 
@@ -162,13 +173,14 @@ class _Run:
 def add_chunks(session: Session, chunks: Sequence[Chunk]) -> Stored:
     """Stores what is new of log chunks; all of it is visible under one new revision."""
     revision = next_revision(session, REVISION)
-    senders = {who for who, _, _ in chunks}
-    strangers = _enter_runs(session, senders, revision)
-    refused = {index: strangers[who] for index, (who, _, _) in enumerate(chunks) if who in strangers}
-    stored = marks.of_logs(session, [who for who in senders if who not in strangers])
+    known = senders.enter(session, {who for who, _, _ in chunks}, revision)
+    refused = {
+        index: known.strangers[who] for index, (who, _, _) in enumerate(chunks) if who in known.strangers
+    }
+    stored = marks.of_logs(session, known.welcome)
     rows, parts = [], []
-    for index, (who, chunk, payload) in enumerate(chunks):
-        if index in refused:
+    for who, chunk, payload in chunks:
+        if who not in known.welcome:
             continue
         end = chunk.offset + chunk.num_bytes
         for low, high in stored.of(who).add(chunk.offset, end):
@@ -191,7 +203,10 @@ def add_chunks(session: Session, chunks: Sequence[Chunk]) -> Stored:
     if rows:
         logindex.enter(session, rows, parts)
         session.execute(insert(LOG_CHUNKS), rows)
-    return Stored(stored.save(), refused, sum(len(part.lines) for part in parts))
+    ends = ((who, chunk.offset + chunk.num_bytes) for who, chunk, _ in chunks if who in known.late)
+    return Stored(
+        stored.save() + _let_go("log_offset", ends), refused, sum(len(part.lines) for part in parts)
+    )
 
 
 def _cut_chunk(chunk: events_pb2.LogChunk, low: int, high: int) -> events_pb2.LogChunk:
@@ -205,26 +220,6 @@ def _cut_chunk(chunk: events_pb2.LogChunk, low: int, high: int) -> events_pb2.Lo
     part.steps.extend(chunk.steps[i] for i in kept if chunk.steps)
     part.time_us = chunk.time_us
     return part
-
-
-def _enter_runs(session: Session, senders: set[Rank], revision: int) -> dict[Rank, InvalidArgument]:
-    """Notes each job's project at its first message; returns who speaks for a job of another project."""
-    ids = {who.job_id for who in senders}
-    rows = session.execute(select(RUNS.c.job_id, RUNS.c.project).where(RUNS.c.job_id.in_(ids)))
-    known: dict[str, str] = {job_id: project for job_id, project in rows}  # rows are no tuples
-    new: list[dict[str, Any]] = []
-    strangers = {}
-    for who in sorted(senders):
-        if who.job_id not in known:
-            known[who.job_id] = who.project
-            new.append({"job_id": who.job_id, "project": who.project, "revision": revision})
-        elif known[who.job_id] != who.project:
-            strangers[who] = InvalidArgument(
-                "MESSAGE_MALFORMED", "the job belongs to another project", field="project", value=who.project
-            )
-    if new:
-        session.execute(insert(RUNS), new)
-    return strangers
 
 
 def watermark(session: Session, who: Rank) -> Watermark:

@@ -40,6 +40,15 @@ RUNS = Table(
     Index("ix_runs_revision", "project", "revision"),
 )
 
+# Jobs whose rows were deleted, and when: what comes late of them is not stored. The column is not called
+# `job_id`, for these rows stay when those of the job go.
+FORGOTTEN = Table(
+    "forgotten",
+    METADATA,
+    Column("job", String(72), primary_key=True),
+    Column("time_us", BigInteger, nullable=False),
+)
+
 # How far the records of a rank are stored without a gap, and how many points it sent.
 WATERMARKS = Table(
     "watermarks",

@@ -83,14 +83,23 @@ async def test_a_restart_remembers_the_keys(tmp_path: Path) -> None:
         assert [each.key for each in (await service.series()).series] == ["a"]
 
 
+async def _dead(service: Metrics, num: int) -> None:
+    """Waits for dead letters: they are put there after the good messages of their batch were stored."""
+
+    async def there() -> bool:
+        return (await service.metrics.ListDeadLetters(policy_pb2.ListDeadLettersRequest())).total_size == num
+
+    await until_async(there, f"{num} dead letters")
+
+
 @pytest.mark.parametrize("key", ["", "k" * 10_000, "line\nbreak", "bell\a"])
 async def test_a_key_that_cannot_be_is_a_dead_letter(tmp_path: Path, key: str) -> None:
     async with running_metrics(tmp_path) as service:
         await send(service.bus, batch(1, losses(1, 1), keys=(key,)), "bad")
         await send(service.bus, batch(1, losses(1, 1)), "good")
         await stored(service, 1)
-        request = policy_pb2.ListDeadLettersRequest()
-        (letter,) = (await service.metrics.ListDeadLetters(request)).letters
+        await _dead(service, 1)
+        (letter,) = (await service.metrics.ListDeadLetters(policy_pb2.ListDeadLettersRequest())).letters
         assert (letter.stream, letter.message_id) == ("METRICS", "bad")
         assert letter.reason.startswith("MESSAGE_MALFORMED: ")
         assert letter.subject == subjects.metrics("default", JOB, 1, 0)
@@ -102,8 +111,7 @@ async def test_dead_letters_come_by_pages_newest_first(tmp_path: Path) -> None:
         subject = subjects.metrics("default", JOB, 1, 0)
         for number in range(5):
             await service.bus.publish(subject, b"\xff\xff", f"bad-{number}")
-        await send(service.bus, batch(1, losses(1, 1)))
-        await stored(service, 1)
+        await _dead(service, 5)
         found, token = [], ""
         while True:
             request = policy_pb2.ListDeadLettersRequest(page_size=2, page_token=token)

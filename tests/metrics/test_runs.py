@@ -14,10 +14,12 @@ from tests.metrics.support import Metrics, batch, running_metrics, send
 from tests.support.postgres import running as running_postgres
 from tests.support.wait import until_async
 from tunesmith.api.jobs.v1 import events_pb2, spec_pb2, state_pb2
+from tunesmith.api.metrics.v1 import events_pb2 as metric_events_pb2
 from tunesmith.api.metrics.v1 import metrics_pb2, runs_pb2
 from tunesmith.errors import TunesmithError
 from tunesmith.status import from_rpc_error
 from tunesmith_kit import subjects
+from tunesmith_kit.bus import Message
 
 PROJECT = "projects/default"
 
@@ -186,6 +188,34 @@ async def _later_changes(service: Metrics) -> None:
     }
     series = metrics_pb2.QuerySeriesRequest(parent=f"{PROJECT}/jobs/{job_id(2)}")
     assert not (await service.metrics.QuerySeries(series)).series, "a deleted job has no curves"
+    await _late(service, 2)
+
+
+async def _late(service: Metrics, index: int) -> None:
+    """An agent that was away sends records of a deleted job: it hears that all is done, nothing is stored."""
+    told: asyncio.Queue[metric_events_pb2.WatermarkAdvanced] = asyncio.Queue()
+
+    async def hear(message: Message) -> None:
+        await told.put(metric_events_pb2.WatermarkAdvanced.FromString(message.payload))
+
+    await service.bus.subscribe(subjects.any_watermark("default", job_id(index)), hear)
+    await send(service.bus, batch(4, [[9.0], [8.0]], job_id=job_id(index)))
+    assert (await asyncio.wait_for(told.get(), 30)).metrics_seq == 5
+    line = metric_events_pb2.LogChunk(
+        job_id=job_id(index), epoch=1, rank=0, num_bytes=5, lines=["late"], line_offsets=[0]
+    )
+    await send(service.bus, line)
+    assert (await asyncio.wait_for(told.get(), 30)).log_offset > 1
+    await tell(service, index, 98, "updated", updated=events_pb2.JobUpdated(spec=spec(index)))
+    await tell(service, 6, 1, "created", created=events_pb2.JobCreated(spec=spec(6)))
+
+    async def heard() -> bool:
+        return 6 in await names(service, "adapter.lora.r = 8")
+
+    await until_async(heard, "the event after the late one is in the table")
+    assert index not in await names(service)
+    series = metrics_pb2.QuerySeriesRequest(parent=f"{PROJECT}/jobs/{job_id(index)}")
+    assert not (await service.metrics.QuerySeries(series)).series
 
 
 async def _refusal(service: Metrics, text: str = "", **fields: object) -> TunesmithError:
