@@ -26,13 +26,15 @@ def metadata(service: str) -> MetaData:
     return tables
 
 
-def upgrade(url: str, service: str, metadata: MetaData, wait_seconds: float = 15) -> None:
-    """Creates or upgrades the tables of `service`; on PostgreSQL in a schema of its name.
+def upgrade(
+    url: str, service: str, metadata: MetaData, wait_seconds: float = 15, *, to: str = "head"
+) -> None:
+    """Creates or upgrades the tables of `service`, to a revision; on PostgreSQL in a schema of its name.
 
     Raises:
         Unavailable: the database did not answer within `wait_seconds`.
     """
-    _run(url, service, metadata, wait_seconds, lambda config: command.upgrade(config, "head"))
+    _run(url, service, metadata, wait_seconds, lambda config: command.upgrade(config, to))
 
 
 def check(url: str, service: str, metadata: MetaData) -> None:

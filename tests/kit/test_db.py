@@ -5,14 +5,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, create_engine, insert, select, text
 from sqlalchemy.orm import Session
 
-from tests.support import postgres
 from tunesmith_kit import db, migrate
 from tunesmith_kit.db import Database, current_revision, next_revision, revision_table
 
@@ -20,21 +19,6 @@ METADATA = MetaData()
 NUMBERS = Table("numbers", METADATA, Column("number", Integer, primary_key=True))
 REVISION = revision_table(METADATA)
 SCHEMA = "kit_tests"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[postgres.Postgres]:
-    with postgres.running() as found:
-        yield found
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.distributed)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of either kind."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/kit.db"
-    found: str = request.getfixturevalue("server").url
-    return found
 
 
 @pytest.fixture

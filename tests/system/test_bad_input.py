@@ -5,16 +5,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
+import psutil
 import pytest
 import yaml
 
 from tests.support.jobs import spec, wait_state
 from tests.support.platform import Platform, embedded, free_port, tiny_model
-from tests.support.processes import BIN, clean_environment
+from tests.support.processes import BIN, clean_environment, wait_for
 from tunesmith.api.registry.v1 import blobs_pb2, blobs_pb2_grpc
 
 
@@ -282,3 +285,30 @@ def test_a_node_without_room_for_the_spool_fails_the_attempt_and_says_so(
                 assert "free space" in done.proto.failure.remedy
             finally:
                 subprocess.run(["umount", "-l", str(runs)], check=True)
+
+
+def test_the_bus_is_started_again_when_its_full_disk_has_room(tmp_path: Path, small_disk: Path) -> None:
+    (small_disk / "ballast").write_bytes(b"x" * 4096)
+    with suppress(OSError), (small_disk / "ballast").open("ab") as file:
+        while True:
+            file.write(b"x" * 4096)
+            file.flush()
+    (tmp_path / "p").mkdir()
+    with embedded(tmp_path / "p") as platform:
+        up, folder = platform.processes["up"], platform.root / "data" / "nats"
+
+        def bus() -> list[psutil.Process]:
+            return [child for child in psutil.Process(up.pid).children() if child.name() == "nats-server"]
+
+        subprocess.run(["mount", "--bind", str(small_disk), str(folder)], check=True)
+        try:
+            bus()[0].kill()
+            wait_for(lambda: "nats-server does not start" in up.log.read_text(), 30, "a start without room")
+            assert up.alive()
+        finally:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+        wait_for(lambda: bool(bus()), 30, "the next start")
+        with platform.rest() as rest:
+            wait_for(
+                lambda: rest.get("/readyz").status_code == httpx.codes.OK, 30, "the platform to be ready"
+            )
