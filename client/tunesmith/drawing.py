@@ -29,7 +29,7 @@ class _Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def curves(found: Mapping[str, tuple[Sequence[Any], Sequence[Any]]], title: str) -> str:
+def curves(found: Mapping[str, tuple[Sequence[Any], Sequence[Any]]], title: str, label: str = "loss") -> str:
     """Returns an SVG picture of curves, each given by its steps and values; empty when there is no point.
 
     Values that are no numbers are left out, and so is what lies far above all but the first few points: a
@@ -43,7 +43,7 @@ def curves(found: Mapping[str, tuple[Sequence[Any], Sequence[Any]]], title: str)
     values = sorted(value for pairs in drawn.values() for _, value in pairs)
     x = _scale(min(steps), max(steps), _LEFT, WIDTH - _RIGHT)
     y = _scale(values[0], _top(values), HEIGHT - _BOTTOM, _TOP)
-    parts = [_frame(x, y, title)]
+    parts = [_frame(x, y, title, label)]
     for place, (key, pairs) in enumerate(drawn.items()):
         color = _COLORS[place % len(_COLORS)]
         parts += [_line(pairs, x, y, color), _legend(key, pairs, place, color)]
@@ -86,7 +86,7 @@ def ticks(low: float, high: float) -> list[float]:
     return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _frame(x: _Scale, y: _Scale, title: str) -> str:
+def _frame(x: _Scale, y: _Scale, title: str, label: str) -> str:
     bottom = HEIGHT - _BOTTOM
     lines = [f'<text x="{_LEFT}" y="20" font-size="14" font-weight="600">{escape(title)}</text>']
     for value in ticks(y.low, y.high):
@@ -101,7 +101,7 @@ def _frame(x: _Scale, y: _Scale, title: str) -> str:
     middle = (_LEFT + WIDTH - _RIGHT) // 2
     lines.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">step</text>')
     lines.append(f'<text transform="translate(16 {(_TOP + bottom) // 2}) rotate(-90)" '
-                 f'text-anchor="middle">loss</text>')  # fmt: skip
+                 f'text-anchor="middle">{escape(label)}</text>')  # fmt: skip
     return "\n".join(lines)
 
 

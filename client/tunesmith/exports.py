@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 
-from tunesmith import drawing, hub, names, proof, pushing
+from tunesmith import drawing, gguf, hub, names, proof, pushing
 from tunesmith.api.registry.v1 import exports_pb2, models_pb2
 from tunesmith.blobs import OnProgress
 from tunesmith.connection import Connection, new_request_id
@@ -56,6 +56,23 @@ class Exports(Handle[Face]):
         """Downloads a version into the new folder `to`, with its card as README.md, and the curves of its
         training as curves.svg when there are any. Raises as `download`."""
         return await self._save(name, Path(to), on_progress)
+
+    @both
+    async def save_gguf(
+        self, name: str, to: str | Path, *, weights: str = "bfloat16", on_progress: OnProgress | None = None
+    ) -> Path:
+        """Writes a version that holds a whole model (not an adapter: merge it before) as one GGUF file. That
+        is done here, with the trainer's libraries. `weights` are float32, bfloat16, float16 or q8_0.
+
+        Raises InvalidArgument when the model cannot be said as GGUF, Unavailable without the libraries.
+        """
+        target = Path(to)
+        gguf.need_writer(target)
+        with tempfile.TemporaryDirectory(prefix=".gguf-", dir=target.parent) as made:
+            called = names.model_version(self._core.project, name).partition("/models/")[2].split("/")[0]
+            folder = await self._save(name, Path(made) / called, on_progress)
+            await asyncio.to_thread(gguf.write, folder, target, weights)
+        return target
 
     @both
     async def push(

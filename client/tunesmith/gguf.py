@@ -1,20 +1,25 @@
-"""What a GGUF file says of itself, from its header alone. Whatever it claims, little is kept of it."""
+"""GGUF files: what one says of itself, from its header alone (whatever it claims, little is kept of it); and
+writing one, which the trainer's libraries do in a process of their own."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import struct
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from tunesmith.errors import InvalidArgument
+from tunesmith.errors import InvalidArgument, Unavailable
 
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _MOST_KEYS, _MOST_TENSORS, _MOST_ITEMS = 100_000, 1_000_000, 20_000_000
 _LONGEST_NAME, _KEPT_TEXT, _DEEPEST = 1 << 16, 1000, 3
 _STRING, _ARRAY = 8, 9
+_WRITE_SECONDS = 4 * 3600.0
 # Formats of struct by type of value.
 _FORMS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TENSOR_TYPES = {
@@ -188,3 +193,45 @@ def _header(said: dict[str, Value], sizes: Counter[int]) -> Header:
 def _word(said: dict[str, Value], key: str) -> str:
     value = said.get(key, "")
     return " ".join(value.split())[:_KEPT_TEXT] if isinstance(value, str) else ""
+
+
+def need_writer(target: Path) -> None:
+    """Looks whether a file can be written: libraries and folder are there, and nothing lies there yet.
+
+    Raises Unavailable or InvalidArgument.
+    """
+    if importlib.util.find_spec("tunesmith_trainer") is None:
+        raise Unavailable(
+            "PROGRAM_MISSING",
+            "writing GGUF needs the trainer's libraries",
+            remedy="pip install 'tunesmith[trainer]', or do it on a machine that has them",
+        )
+    if target.exists() or not target.parent.is_dir():
+        what = "is there already" if target.exists() else "lies in no folder that exists"
+        raise InvalidArgument(
+            "FILE_UNREADABLE",
+            f"{target} {what}",
+            field="file",
+            value=target,
+            remedy="name a file that does not exist yet, in a folder that does",
+        )
+
+
+def write(folder: Path, target: Path, weights: str) -> None:
+    """Writes an exported folder as GGUF, in a process of the trainer's. Blocks.
+
+    Raises InvalidArgument when the folder cannot be said as GGUF.
+    """
+    command = [sys.executable, "-m", "tunesmith_trainer.gguffile", str(folder), str(target)]
+    done = subprocess.run(
+        [*command, "--weights", weights], capture_output=True, text=True, check=False, timeout=_WRITE_SECONDS
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["the writer said nothing"])[-1]
+        raise InvalidArgument(
+            "EXPORT_IMPOSSIBLE",
+            last[:500],
+            field="weights",
+            value=weights,
+            remedy="`--format merged` exports any model as safetensors",
+        )

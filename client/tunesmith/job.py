@@ -41,6 +41,12 @@ class Job(Handle[Face]):
     def __repr__(self) -> str:
         return f"<Job {self.proto.display_name or self.id} {self.state}>"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from tunesmith import notebook
+
+        return notebook.job(self.proto, self.state)
+
     @property
     def id(self) -> str:
         """The job's ULID."""

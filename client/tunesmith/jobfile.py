@@ -6,8 +6,10 @@ as `10s`.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from tunesmith import validation
 from tunesmith.api.jobs.v1.spec_pb2 import JobSpec
 from tunesmith.errors import InvalidArgument, Violation
 from tunesmith.jobfields import Reading, plain
+
+# Of a file that somebody else parses for us.
+_MOST_ALIASES, _MOST_VALUES, _DEEPEST = 16, 20_000, 32
 
 
 class _Map(dict[Hashable, Any]):
@@ -123,6 +128,66 @@ def parse(content: Any, source: str, overrides: Iterable[str] = ()) -> JobSpec:
     return _checked(spec, reading, source)
 
 
+@dataclass
+class Examined:
+    """A job file as far as it can be read: what is wrong is told beside what is right."""
+
+    content: Any = None
+    """What it says, plain; None when it is no YAML mapping."""
+    spec: JobSpec = field(default_factory=JobSpec)
+    """What of it fits."""
+    mistakes: list[Violation] = field(default_factory=list)
+    lines: dict[str, int] = field(default_factory=dict)
+    """Line of each path, from 1."""
+
+
+def examine(text: str) -> Examined:
+    """Reads a job file for one who is still writing it; never raises for what stands in it."""
+    try:
+        content = _bounded(text)
+    except RecursionError:
+        return Examined(mistakes=[Violation("", "", "is nested too deep", "a job file has four levels")])
+    except InvalidArgument as error:
+        line = error.field.removeprefix("line ")
+        wrong = Violation("", error.value, error.message, error.remedy)
+        return Examined(mistakes=[wrong], lines={"": int(line)} if line.isdigit() else {})
+    found, reading = Examined(), Reading(JobSpec.DESCRIPTOR)
+    if content is not None and not isinstance(content, Mapping):
+        reading.wrong("", content, "is not a mapping of keys to values", "begin with `base_model: ...`")
+    else:
+        reading.fill(found.spec, content)
+        found.content = content or {}
+    found.mistakes, found.lines = _mistakes(found.spec, reading), reading.lines
+    return found
+
+
+def _bounded(text: str) -> Any:
+    """Returns the content of a text that may mean harm: a few aliases may stand for millions of values."""
+    if "*" in text and "&" in text:
+        aliases = 0
+        with contextlib.suppress(yaml.YAMLError):  # told below, with its line
+            aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader))
+        if aliases > _MOST_ALIASES:
+            raise InvalidArgument(
+                "JOB_FILE_INVALID",
+                f"has more than {_MOST_ALIASES} aliases",
+                remedy="write the values out",
+            )
+    content = loads(text, "the file")
+    left, waiting = _MOST_VALUES, [(content, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        items = value.values() if isinstance(value, Mapping) else value
+        inner = list(items) if isinstance(value, Mapping | list) else []
+        left -= 1 + len(inner)
+        if left < 0 or depth > _DEEPEST:
+            raise InvalidArgument(
+                "JOB_FILE_INVALID", "holds too many values", remedy="give a job file: a few dozen keys"
+            )
+        waiting += [(item, depth + 1) for item in inner]
+    return content
+
+
 def edits(overrides: Iterable[str], parent: JobSpec) -> tuple[JobSpec, list[str]]:
     """Returns the edits of a fork of `parent`: a spec with the new values, and the paths of its fields.
 
@@ -223,13 +288,9 @@ def _replaced(content: Any, keys: list[str], value: Any) -> Any:
 
 
 def _checked(spec: JobSpec, reading: Reading, source: str) -> JobSpec:
-    # A field already noted as wrong was left out, so that it would be noted again as missing.
-    noted = {mistake.path for mistake in reading.mistakes}
-    found = reading.mistakes + [wrong for wrong in validation.violations(spec) if wrong.path not in noted]
+    found = _mistakes(spec, reading)
     if not found:
         return spec
-    # In the order of the file; what is missing stands on no line and comes last.
-    found.sort(key=lambda wrong: reading.lines.get(wrong.path) or 10**9)
     found = [_with_line(wrong, reading.lines.get(wrong.path, 0)) for wrong in found]
     if len(found) > 1:
         raise InvalidArgument("JOB_FILE_INVALID", f"{source} has {len(found)} errors", violations=found)
@@ -242,6 +303,14 @@ def _checked(spec: JobSpec, reading: Reading, source: str) -> JobSpec:
         remedy=only.remedy,
         violations=found,
     )
+
+
+def _mistakes(spec: JobSpec, reading: Reading) -> list[Violation]:
+    """Returns all that is wrong, in the order of the file; what is missing stands on no line: last."""
+    # A field already noted as wrong was left out, so that it would be noted again as missing.
+    noted = {mistake.path for mistake in reading.mistakes}
+    found = reading.mistakes + [wrong for wrong in validation.violations(spec) if wrong.path not in noted]
+    return sorted(found, key=lambda wrong: reading.lines.get(wrong.path) or 10**9)
 
 
 def _with_line(wrong: Violation, line: int) -> Violation:

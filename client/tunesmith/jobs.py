@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith import jobfile, names
 from tunesmith.api.jobs.v1 import jobs_pb2, spec_pb2
@@ -14,6 +14,9 @@ from tunesmith.connection import Connection, new_request_id
 from tunesmith.faces import Face, Handle, both, stream
 from tunesmith.job import Job, OnGap, get_job, state_number
 from tunesmith.watch import follow
+
+if TYPE_CHECKING:
+    from tunesmith.api.gateway.v1 import quotes_pb2
 
 __all__ = ["Job", "Jobs"]
 
@@ -48,6 +51,19 @@ class Jobs(Handle[Face]):
             validate_only=validate_only,
         )
         return Job(self._core, (await self._core.call(self._core.jobs.CreateJob, request)).job)
+
+    @both
+    async def quote(self, spec: Spec, *, overrides: Iterable[str] = ()) -> quotes_pb2.QuoteJobResponse:
+        """Returns what a job would take: memory, steps, time, which nodes would have it, place in the queue.
+
+        Nothing is created. What the job refers to and is not there, and what contradicts itself, stands in
+        `mistakes`. `spec` and `overrides` are those of `submit`; raises InvalidArgument as it does.
+        """
+        from tunesmith.api.gateway.v1 import quotes_pb2
+
+        full = await asyncio.to_thread(jobfile.job_spec, spec, overrides)
+        request = quotes_pb2.QuoteJobRequest(parent=self._core.parent, spec=full)
+        return await self._core.call(self._core.quotes.QuoteJob, request)
 
     @both
     async def get(self, name: str) -> Job[Face]:

@@ -73,6 +73,16 @@ class Series:
 class Curves(dict[str, Series]):
     """Curves by key."""
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: pictures."""
+        from tunesmith import notebook
+
+        return notebook.curves(self)
+
+    def to_numpy(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Returns a structured array a key, with the fields step, time and value. See `Series.to_numpy`."""
+        return {key: each.to_numpy() for key, each in self.items()}
+
     def to_pandas(self) -> pandas.DataFrame:
         """Returns a pandas DataFrame with a column a key, indexed by step; NaN where a key has none."""
         pandas = _module("pandas")

@@ -13,6 +13,7 @@ from tunesmith.faces import Face, Handle, both, stream
 from tunesmith.versions import stage_number
 
 _KINDS = search_pb2.DESCRIPTOR.enum_types_by_name["ModelKind"]
+_MODES = search_pb2.DESCRIPTOR.enum_types_by_name["SearchMode"]
 _DIRECTIONS = lineage_pb2.DESCRIPTOR.enum_types_by_name["LineageDirection"]
 
 
@@ -133,12 +134,15 @@ class Search(Handle[Face]):
         metrics: Sequence[str] = (),
         model: str = "",
         order_by: str = "",
+        mode: str = "",
         page_size: int = 50,
         page_token: str = "",
     ) -> search_pb2.SearchModelsResponse:
         """Returns a page of models, base models and versions with words and properties, and facets.
 
-        `kinds` are `model`, `base_model` and `version`; `metrics` are comparisons such as `eval/loss<1.5`.
+        `kinds` are `model`, `base_model` and `version`; `metrics` are comparisons such as `eval/loss<1.5`;
+        `mode` is `full_text`, `meaning` or empty for both. `mode` and `mode_reason` of the answer say how the
+        words were understood.
         """
         request = search_pb2.SearchModelsRequest(
             parent=self._core.parent,
@@ -152,6 +156,7 @@ class Search(Handle[Face]):
             metrics=metrics,
             model=model,
             order_by=order_by,
+            mode=search_pb2.SearchMode.ValueType(names.number("mode", _MODES, mode) if mode else 0),
             page_size=page_size,
             page_token=page_token,
         )
@@ -159,7 +164,7 @@ class Search(Handle[Face]):
 
     @both
     async def similar(self, model: str, *, most: int = 10) -> list[search_pb2.FoundModel]:
-        """Returns the models most like one."""
+        """Returns the models most like one: by properties, words and, with an encoder, meaning."""
         request = search_pb2.ListSimilarModelsRequest(
             name=names.resource(self._core.project, "models", model), page_size=most
         )

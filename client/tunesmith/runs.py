@@ -46,6 +46,12 @@ class RunTable(list[Run]):
         super().__init__(runs)
         self.total = total
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from tunesmith import notebook
+
+        return notebook.runs(self, self.total)
+
     def to_pandas(self) -> pandas.DataFrame:
         """Returns a pandas DataFrame indexed by the jobs' ids: columns `name`, `state`, `experiment`,
         `created`, `last_step`, then metrics by key, `config.PATH` and `label.KEY`."""

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
@@ -11,6 +12,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunesmith.errors import NotFound, PermissionDenied, TunesmithError
+from tunesmith_gateway import jobschema
 from tunesmith_gateway.openapi import document
 from tunesmith_gateway.rest import Rest, problem
 from tunesmith_kit import health
@@ -53,17 +55,35 @@ def build(
     async def openapi(_request: Request) -> Response:
         return Response(document(services), media_type="application/json")
 
+    async def job_schema(_request: Request) -> Response:
+        return Response(jobschema.document(), media_type="application/schema+json")
+
     exposed = health.routes(ready)
     return Starlette(
         routes=[
             *exposed[:2],
             Route("/metrics", metrics),
             Route("/api/v1/openapi.json", openapi),
+            Route("/api/v1/job-schema.json", job_schema),
             Route("/api/v1/{path:path}", rest.answer, methods=_METHODS),
             Route("/{path:path}", page),
         ],
         middleware=[Middleware(Guard, allowed_hosts=frozenset(allowed_hosts))],
+        exception_handlers={HTTPException: _no_route},
     )
+
+
+def _no_route(request: Request, error: Exception) -> Response:
+    """What no route takes, such as a path with the end of a line in it, is a problem like others."""
+    assert isinstance(error, HTTPException)
+    found = NotFound(
+        "ROUTE_NOT_FOUND",
+        f"there is no route {request.method} {request.url.path}",
+        field="path",
+        value=request.url.path,
+        remedy="/api/v1/openapi.json lists the routes",
+    )
+    return problem(found, status=error.status_code)
 
 
 async def page(request: Request) -> Response:

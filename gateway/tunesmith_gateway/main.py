@@ -5,8 +5,9 @@ import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from tunesmith.api.gateway.v1 import fleet_pb2, fleet_pb2_grpc
-from tunesmith.api.metrics.v1 import alerts_pb2, metrics_pb2
+from tunesmith.api.gateway.v1 import fleet_pb2, fleet_pb2_grpc, quotes_pb2, quotes_pb2_grpc
+from tunesmith.api.jobs.v1 import external_pb2
+from tunesmith.api.metrics.v1 import alerts_pb2, metrics_pb2, records_pb2
 from tunesmith.api.registry.v1 import (
     blobs_pb2,
     cards_pb2,
@@ -27,6 +28,7 @@ from tunesmith.errors import InvalidArgument
 from tunesmith_gateway import app, live
 from tunesmith_gateway.auth import Tokens, authenticator
 from tunesmith_gateway.proxy import SERVED_BY, Backends, Forwarder
+from tunesmith_gateway.quotes import QuoteService
 from tunesmith_gateway.rest import Rest
 from tunesmith_gateway.tables import METADATA
 from tunesmith_gateway.views import FleetService
@@ -40,11 +42,14 @@ from tunesmith_kit.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 _FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name
-SERVICES = (*SERVED_BY, _FLEET)
+_QUOTES = quotes_pb2.DESCRIPTOR.services_by_name["QuoteService"].full_name
+SERVICES = (*SERVED_BY, _FLEET, _QUOTES)
 _TOKEN_ROLES = ("admin", "node", "viewer", "developer")
 # Imported so that their rpcs are known.
 CONTRACTS = (
     alerts_pb2,
+    external_pb2,
+    records_pb2,
     metrics_pb2,
     blobs_pb2,
     chat_pb2,
@@ -94,7 +99,10 @@ async def build(settings: GatewaySettings, telemetry: Telemetry) -> Running:
         server = rpc.RpcServer(
             telemetry,
             authenticate,
-            [(fleet_pb2_grpc.add_FleetServiceServicer_to_server, FleetService(backends))],
+            [
+                (fleet_pb2_grpc.add_FleetServiceServicer_to_server, FleetService(backends)),
+                (quotes_pb2_grpc.add_QuoteServiceServicer_to_server, QuoteService(backends)),
+            ],
             generic=[Forwarder(backends, {live.PATH: live.LiveSeries(backends).handler()})],
             names=SERVICES,
         )

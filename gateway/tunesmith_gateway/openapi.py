@@ -2,18 +2,16 @@
 
 import json
 import re
-from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
-from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.descriptor import FieldDescriptor as F
 
 from tunesmith import __version__
 from tunesmith.validation import limits_of
 from tunesmith_gateway import transcode
+from tunesmith_gateway.prose import comments
 
 _INTEGERS = {F.TYPE_INT32, F.TYPE_UINT32, F.TYPE_SINT32, F.TYPE_FIXED32, F.TYPE_SFIXED32}
 _LONGS = {F.TYPE_INT64, F.TYPE_UINT64, F.TYPE_SINT64, F.TYPE_FIXED64, F.TYPE_SFIXED64}
@@ -100,7 +98,7 @@ def _operation(route: transcode.Route, schemas: dict[str, Any]) -> dict[str, Any
     operation: dict[str, Any] = {
         "operationId": rpc.descriptor.name,
         "summary": rpc.descriptor.name,
-        "description": _comments().get(rpc.descriptor.full_name, ""),
+        "description": comments().get(rpc.descriptor.full_name, ""),
         "tags": [rpc.descriptor.containing_service.name],
         "parameters": parameters,
         "responses": {
@@ -112,6 +110,8 @@ def _operation(route: transcode.Route, schemas: dict[str, Any]) -> dict[str, Any
         },
         "x-permission": rpc.permission,
     }
+    if rpc.http_method == "GET" and not rpc.server_streaming:
+        _add_etag(operation)
     if rpc.http_body:
         whole = rpc.http_body == "*"
         filled = rpc.descriptor.input_type if whole else fields_by_name[rpc.http_body].message_type
@@ -121,8 +121,22 @@ def _operation(route: transcode.Route, schemas: dict[str, Any]) -> dict[str, Any
     return operation
 
 
+def _add_etag(operation: dict[str, Any]) -> None:
+    """Describes the conditional GET."""
+    tag = {
+        "schema": {"type": "string"},
+        "description": "The resource's revision, if it has one, and a digest.",
+    }
+    operation["parameters"].append(
+        {"name": "If-None-Match", "in": "header", "description": "An ETag that is known already.",
+         "schema": {"type": "string"}}
+    )  # fmt: skip
+    operation["responses"]["200"]["headers"] = {"ETag": tag}
+    operation["responses"]["304"] = {"description": "Nothing changed.", "headers": {"ETag": tag}}
+
+
 def _parameter(field: FieldDescriptor, schemas: dict[str, Any]) -> dict[str, Any]:
-    description = _comments().get(field.full_name, "")
+    description = comments().get(field.full_name, "")
     return {"name": field.name, "in": "query", "description": description, "schema": _schema(field, schemas)}
 
 
@@ -134,9 +148,9 @@ def _reference(message: Descriptor, schemas: dict[str, Any]) -> dict[str, Any]:
         schemas[name] = {}
         schemas[name] = {
             "type": "object",
-            "description": _comments().get(message.full_name, ""),
+            "description": comments().get(message.full_name, ""),
             "properties": {
-                f.name: {**_schema(f, schemas), "description": _comments().get(f.full_name, "")}
+                f.name: {**_schema(f, schemas), "description": comments().get(f.full_name, "")}
                 for f in message.fields
             },
         }
@@ -169,7 +183,9 @@ def _single(field: FieldDescriptor, schemas: dict[str, Any]) -> dict[str, Any]:
         schema = {"anyOf": [{"type": "number"}, {"type": "string", "enum": ["NaN", "Infinity", "-Infinity"]}]}
     limits = limits_of(field)
     if limits is not None and limits.pattern and not field.is_repeated:
-        schema["pattern"] = f"^({limits.pattern})$"
+        # Fields without presence are always there: what may be left out is then empty.
+        may_be_empty = not limits.required or len(limits.unless) > 0
+        schema["pattern"] = f"^({limits.pattern}){'?' if may_be_empty else ''}$"
     return schema
 
 
@@ -177,30 +193,5 @@ def _enum(enum: EnumDescriptor) -> dict[str, Any]:
     return {
         "type": "string",
         "enum": [value.name for value in enum.values],
-        "description": _comments().get(enum.full_name, ""),
+        "description": comments().get(enum.full_name, ""),
     }
-
-
-@cache
-def _comments() -> dict[str, str]:
-    """Returns the comments of the contract by full name; descriptors in memory have lost them."""
-    data = (files("tunesmith.api") / "contract.binpb").read_bytes()
-    found: dict[str, str] = {}
-    for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
-        for location in file.source_code_info.location:
-            if location.leading_comments:
-                found[_named(file, location.path)] = " ".join(location.leading_comments.split())
-    return found
-
-
-def _named(file: descriptor_pb2.FileDescriptorProto, path: Sequence[int]) -> str:
-    """Returns the full name of what a source path leads to; empty for options and the like."""
-    node: Any = file
-    parts = [file.package]
-    for number, index in zip(path[::2], path[1::2], strict=False):
-        field = node.DESCRIPTOR.fields_by_number.get(number)
-        if field is None or not field.is_repeated:
-            return ""
-        node = getattr(node, field.name)[index]
-        parts.append(node.name)
-    return ".".join(parts)

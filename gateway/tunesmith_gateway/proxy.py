@@ -15,6 +15,7 @@ from tunesmith_kit.telemetry import current_traceparent
 SERVED_BY: Mapping[str, str] = {
     "tunesmith.api.jobs.v1.JobService": "jobs",
     "tunesmith.api.nodes.v1.NodeService": "jobs",
+    "tunesmith.api.jobs.v1.ExternalRunService": "jobs",
     "tunesmith.api.registry.v1.DatasetService": "registry",
     "tunesmith.api.registry.v1.StatisticsService": "registry",
     "tunesmith.api.registry.v1.PromptService": "registry",
@@ -31,6 +32,7 @@ SERVED_BY: Mapping[str, str] = {
     "tunesmith.api.registry.v1.EvaluationService": "registry",
     "tunesmith.api.metrics.v1.MetricsService": "metrics",
     "tunesmith.api.metrics.v1.LogService": "metrics",
+    "tunesmith.api.metrics.v1.RecordService": "metrics",
     "tunesmith.api.metrics.v1.AlertService": "metrics",
 }
 

@@ -33,15 +33,17 @@ _CHUNK = 512 * 1024
 _UPLOAD = re.compile(r"uploads/([a-z0-9]{26})")
 _RANGE = re.compile(r"bytes (\d+)-\d+/(?:\*|\d+)")
 _FROM = re.compile(r"bytes=(\d{1,18})-")
+_TAG = re.compile(r'"(\d{1,18})-[0-9a-f]+"')
 _LONGEST_SECONDS = 60.0
 
 
-def problem(error: TunesmithError) -> JSONResponse:
-    """Returns an error as problem details (RFC 9457)."""
+def problem(error: TunesmithError, status: int = 0) -> JSONResponse:
+    """Returns an error as problem details (RFC 9457), with its own HTTP status or another."""
+    status = status or error.http_status
     content: dict[str, Any] = {
         "type": f"https://tunesmith.dev/errors/{error.reason}",
         "title": type(error).__name__,
-        "status": error.http_status,
+        "status": status,
         "detail": error.message,
         "reason": error.reason,
         **error.metadata(),
@@ -51,10 +53,10 @@ def problem(error: TunesmithError) -> JSONResponse:
             {"field": v.path, "value": v.value, "detail": v.problem, "remedy": v.remedy}
             for v in error.violations
         ]
-    headers = {"www-authenticate": "Bearer"} if error.http_status == 401 else {}
-    if error.http_status == 503:
+    headers = {"www-authenticate": "Bearer"} if status == 401 else {}
+    if status == 503:
         headers["retry-after"] = "2"
-    return JSONResponse(content, error.http_status, headers, media_type="application/problem+json")
+    return JSONResponse(content, status, headers, media_type="application/problem+json")
 
 
 class Rest:
@@ -110,8 +112,15 @@ class Rest:
         if found.server_streaming:
             return await self._events(found, message, request, metadata)
         call = self._channel.unary_unary(found.path, _serialize, found.response.FromString)
-        answer = await call(message, timeout=_LONGEST_SECONDS, metadata=metadata)
-        return Response(transcode.to_json(answer), media_type="application/json")
+        expected = _expect(message, request.headers.get("if-match", ""))
+        try:
+            answer = await call(message, timeout=_LONGEST_SECONDS, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            known = from_rpc_error(error)
+            if expected and known.reason == "REVISION_STALE":
+                return problem(known, status=412)
+            raise
+        return _answered(request, answer)
 
     def _metadata(self, request: Request) -> tuple[tuple[str, str], ...]:
         given = request.headers.get("authorization")
@@ -204,6 +213,32 @@ class Rest:
             headers["content-range"] = f"bytes {message.offset}-{total - 1}/{total}"
         media_type = first.content_type or None
         return StreamingResponse(parts(), 206 if begin else 200, headers, media_type)
+
+
+def _answered(request: Request, answer: Message) -> Response:
+    """Returns an answer as JSON; of a GET with an ETag, and nothing else when the caller has it already."""
+    if request.method != "GET":
+        return Response(transcode.to_json(answer), media_type="application/json")
+    tag = transcode.etag(answer)
+    headers = {"etag": tag, "cache-control": "private, no-cache", "vary": "authorization"}
+    known = [each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")]
+    if tag in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    return Response(transcode.to_json(answer), headers=headers, media_type="application/json")
+
+
+def _expect(message: Any, tag: str) -> bool:
+    """Takes `If-Match` into a request that acts only on the revision its caller saw; tells whether it did."""
+    if not tag or tag == "*":
+        return False
+    found = _TAG.fullmatch(tag)
+    if found is None or "revision" not in message.DESCRIPTOR.fields_by_name:
+        raise InvalidArgument(
+            "FIELD_INVALID", "If-Match has no effect here, or is no ETag of one resource", field="If-Match",
+            value=tag, remedy="send the ETag of the resource's GET with a call that takes a revision",
+        )  # fmt: skip
+    message.revision = int(found[1])
+    return True
 
 
 async def _arrived(request: Request) -> AsyncIterator[bytes]:

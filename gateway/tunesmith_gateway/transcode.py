@@ -1,5 +1,6 @@
 """REST to messages and back: routes from the contract, JSON read strictly, query parameters by field type."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -113,6 +114,16 @@ def to_json(message: Message) -> bytes:
         separators=(",", ":"),
         ensure_ascii=False,
     ).encode()
+
+
+def etag(message: Message) -> str:
+    """Returns the ETag of an answer: a digest, before it the revision of the one resource in it, if any."""
+    fields = message.ListFields()
+    revision = 0
+    if len(fields) == 1 and fields[0][0].message_type is not None and not fields[0][0].is_repeated:
+        revision = getattr(fields[0][1], "revision", 0)
+    digest = hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest()
+    return f'"{revision}-{digest[:16]}"' if revision else f'"{digest[:32]}"'
 
 
 def load_json(body: bytes) -> Any:

@@ -27,7 +27,9 @@ class FleetService(fleet_pb2_grpc.FleetServiceServicer):
         self, request: fleet_pb2.GetServerInfoRequest, context: Any
     ) -> fleet_pb2.GetServerInfoResponse:
         caller = principal()
-        return fleet_pb2.GetServerInfoResponse(version=__version__, principal=caller.name, role=caller.role)
+        answer = fleet_pb2.GetServerInfoResponse(version=__version__, principal=caller.name, role=caller.role)
+        answer.time.GetCurrentTime()
+        return answer
 
     async def GetFleet(self, request: fleet_pb2.GetFleetRequest, context: Any) -> fleet_pb2.GetFleetResponse:
         async for snapshot in self._follow(0):

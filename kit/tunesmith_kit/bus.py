@@ -40,6 +40,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 2.0
+_STREAMS_SECONDS = 60.0  # to make all streams, three copies of each, on a cluster that has just begun
 _FOR_EVER = 10.0 * 365 * 24 * 3600
 _GET_AT_ONCE = 50
 
@@ -98,7 +99,7 @@ class Bus:
             num_replicas: copies of each stream; 3 on a cluster of three.
             ensure_streams: False for processes that may not administer JetStream, such as agents.
             window: messages under way at once through `publish_soon`.
-            deadline: seconds until a server must have answered.
+            deadline: seconds until a server must have answered; its streams may take a minute.
 
         Raises:
             Unavailable: no server answers, or JetStream is not ready in time.
@@ -109,7 +110,7 @@ class Bus:
         await bus._window.start()
         connection.on_reconnect(bus._on_reconnect)
         try:
-            await asyncio.wait_for(bus._repair(), deadline)
+            await asyncio.wait_for(bus._repair(), max(deadline, _STREAMS_SECONDS))
         except TimeoutError as error:
             await bus.close()
             raise Unavailable(

@@ -125,7 +125,7 @@ class Lease:
         while True:
             try:
                 await self._try()
-            except (FailedPrecondition, Unavailable) as error:
+            except TunesmithError as error:  # whatever it is: nobody else would begin to renew it again
                 if self._told:
                     log.warning("lease is not renewed", extra={"key": self.key, "problem": str(error)})
             await self._tell()

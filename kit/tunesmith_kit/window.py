@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import nats.errors
 from nats.aio.msg import Msg
 
 from tunesmith.errors import Aborted, Internal, ResourceExhausted, TunesmithError, Unavailable
@@ -186,7 +187,16 @@ class Window:
                 if now >= entry.expires:
                     self._expire(entry)
                 elif now >= entry.due and self._connection.connected:
-                    await self._send(entry)
+                    await self._send_again(entry)
+
+    async def _send_again(self, entry: _Entry) -> None:
+        """Sends once more. What is wrong with one message, seen only now, must not end the clock of all."""
+        try:
+            await self._send(entry)
+        except TunesmithError as error:
+            self._fail(entry, error)
+        except nats.errors.Error as error:
+            self._retry(entry, str(error))
 
     def _expire(self, entry: _Entry) -> None:
         reason = entry.last_error or "no acknowledgement in time"

@@ -108,7 +108,7 @@ class Census:
         if row.state == machine.QUEUED:
             new = self.waiting[row.id] = replace(waiting_of(row, job), avoid=shunned)
             return old != new
-        if attempt is None:
+        if attempt is None or not attempt.places:  # an external run's holds no node
             return old is not None
         held = self.running[row.id] = running_of(row, job, attempt)
         return old != held

@@ -37,7 +37,8 @@ class JobChange:
     ) -> None:
         """Takes the job to another state and says so."""
         old, new = self.job.state, outcome.state
-        assert new in machine.TRANSITIONS[old], f"no transition {old} -> {new}"
+        table = machine.EXTERNAL if self.job.spec.HasField("external") else machine.TRANSITIONS
+        assert new in table[old], f"no transition {old} -> {new}"
         self.job.state, self.job.state_reason = new, outcome.reason
         self.job.active = new not in machine.TERMINAL and new != machine.PAUSED
         self.job.terminal = new in machine.TERMINAL

@@ -29,6 +29,7 @@ def commit(change: JobChange, ref: state_pb2.CheckpointRef) -> bool:
     )
     row.epoch, row.digest, row.size_bytes, row.expired = ref.epoch, ref.digest, ref.size_bytes, False
     row.eval_loss = ref.eval_loss if ref.HasField("eval_loss") else None
+    row.judged = ref.judged if ref.HasField("judged") else None
     if ref.HasField("create_time"):
         row.create_time = ref.create_time.ToDatetime(change.now.tzinfo)
     change.session.add(row)
@@ -50,7 +51,8 @@ def retain(change: JobChange, silent_step: int | None = None) -> None:
     training = change.job.spec.training
     keep = {row.step for row in rows[: 1 + training.keep_checkpoints]}
     keep |= {row.step for row in rows if row.pinned}
-    judged = sorted((row.eval_loss, -row.step) for row in rows if row.eval_loss is not None)
+    figures = ((row.eval_loss if row.judged is None else row.judged, -row.step) for row in rows)
+    judged = sorted((figure, step) for figure, step in figures if figure is not None)
     keep |= {-step for _, step in judged[: training.keep_best_checkpoints]}
     gone = [row for row in rows if row.step not in keep]
     if gone:
@@ -130,6 +132,7 @@ def to_ref(row: CheckpointRow) -> state_pb2.CheckpointRef:
         digest=row.digest,
         size_bytes=row.size_bytes,
         eval_loss=row.eval_loss,
+        judged=row.judged,
         pinned=row.pinned,
         expired=row.expired,
     )

@@ -44,6 +44,18 @@ TRANSITIONS: dict[s.JobState.ValueType, frozenset[s.JobState.ValueType]] = {
     CANCELLED: frozenset(),
 }
 
+# The same for external runs: nobody schedules them. PAUSED means that nothing is heard of the program; it, or
+# whoever has what it wrote, takes the run up again or ends it.
+EXTERNAL: dict[s.JobState.ValueType, frozenset[s.JobState.ValueType]] = {
+    VALIDATING: frozenset({RUNNING}),
+    RUNNING: frozenset({PAUSED, CANCELLING, SUCCEEDED, FAILED}),
+    PAUSED: frozenset({RUNNING, CANCELLED, SUCCEEDED, FAILED}),
+    CANCELLING: frozenset({CANCELLED}),
+    SUCCEEDED: frozenset(),
+    FAILED: frozenset(),
+    CANCELLED: frozenset(),
+}
+
 ATTEMPT_ENDS = frozenset(
     {
         s.ATTEMPT_STATE_COMPLETED,
@@ -232,6 +244,33 @@ def after_inputs(valid: bool, desired: s.Desired.ValueType = s.DESIRED_RUN) -> O
     if not valid:
         return Outcome(FAILED)
     return Outcome(PAUSED) if desired == s.DESIRED_PAUSE else Outcome(QUEUED, s.STATE_REASON_NEW)
+
+
+def after_start(state: s.JobState.ValueType) -> Outcome:
+    """Where an external run goes when a program begins it or takes it up.
+
+    Raises:
+        FailedPrecondition: it has ended, or is being ended.
+    """
+    if state in TERMINAL:
+        raise refusal("JOB_TERMINAL", state, "taken up", "begin a new run")
+    if state == CANCELLING:
+        raise refusal("STATE_CONFLICT", state, "taken up", "somebody cancelled it: begin a new run")
+    return Outcome(RUNNING)
+
+
+def after_finish(state: s.JobState.ValueType, failed: bool) -> Outcome:
+    """Where an external run goes when its program says that it is done. One that was to be cancelled is."""
+    assert state in (RUNNING, PAUSED, CANCELLING)
+    if state == CANCELLING:
+        return Outcome(CANCELLED)
+    return Outcome(FAILED if failed else SUCCEEDED)
+
+
+def after_silence(state: s.JobState.ValueType) -> Outcome:
+    """Where an external run goes when nothing was heard of its program for too long."""
+    assert state in (RUNNING, CANCELLING)
+    return Outcome(CANCELLED) if state == CANCELLING else Outcome(PAUSED, s.STATE_REASON_WRITER_LOST)
 
 
 def after_output(verified: bool) -> Outcome:

@@ -3,12 +3,13 @@
 import asyncio
 from dataclasses import dataclass
 
-from tunesmith.api.jobs.v1 import jobs_pb2, jobs_pb2_grpc
+from tunesmith.api.jobs.v1 import external_pb2, external_pb2_grpc, jobs_pb2, jobs_pb2_grpc
 from tunesmith.api.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from tunesmith.api.registry.v1 import events_pb2
 from tunesmith_jobs.departures import Departures
 from tunesmith_jobs.events import HEARD, RegistryAnswers
 from tunesmith_jobs.explain import Explainer
+from tunesmith_jobs.external import ExternalRuns, SilenceMonitor
 from tunesmith_jobs.faults import FaultMonitor
 from tunesmith_jobs.figures import Figures
 from tunesmith_jobs.fleet import FleetStore
@@ -17,7 +18,7 @@ from tunesmith_jobs.leases import LeaseMonitor
 from tunesmith_jobs.quotas import QuotaStore
 from tunesmith_jobs.reports import Reports
 from tunesmith_jobs.scheduler import Scheduler
-from tunesmith_jobs.service import JobService, NodeService
+from tunesmith_jobs.service import ExternalRunService, JobService, NodeService
 from tunesmith_jobs.store import JobStore
 from tunesmith_jobs.tables import METADATA, OUTBOX
 from tunesmith_jobs.verbs import Verbs
@@ -61,6 +62,7 @@ async def build(settings: JobsSettings, telemetry: Telemetry) -> Running:
     tasks.spawn("leases", LeaseMonitor(fleet, watcher, clock).run)
     tasks.spawn("faults", FaultMonitor(db, bus, clock).run)
     tasks.spawn("departures", Departures(db, fleet, clock).run)
+    tasks.spawn("external runs", SilenceMonitor(db, clock).run)
 
     async def hear(message: Delivery) -> None:
         await answers.hear(events_pb2.RegistryEvent.FromString(message.payload))
@@ -75,10 +77,15 @@ async def build(settings: JobsSettings, telemetry: Telemetry) -> Running:
         [
             (jobs_pb2_grpc.add_JobServiceServicer_to_server, jobs),
             (nodes_pb2_grpc.add_NodeServiceServicer_to_server, NodeService(fleet, reports, store, signal)),
+            (
+                external_pb2_grpc.add_ExternalRunServiceServicer_to_server,
+                ExternalRunService(ExternalRuns(db, clock)),
+            ),
         ],
         names=[
             jobs_pb2.DESCRIPTOR.services_by_name["JobService"].full_name,
             nodes_pb2.DESCRIPTOR.services_by_name["NodeService"].full_name,
+            external_pb2.DESCRIPTOR.services_by_name["ExternalRunService"].full_name,
         ],
     )
     address = await server.start(settings.host, settings.port)

@@ -237,4 +237,5 @@ def _announce_output(change: JobChange, output_digest: str) -> None:
     ready.final_metrics.update({"train/loss": job.progress.loss, "first_loss": job.progress.first_loss})
     if job.progress.HasField("eval_loss"):
         ready.final_metrics["eval/loss"] = job.progress.eval_loss
+    ready.final_metrics.update({f"eval/{name}": value for name, value in job.progress.eval_scores.items()})
     change.say("output_ready", ready)

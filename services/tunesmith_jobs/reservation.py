@@ -179,6 +179,7 @@ def usage_of(session: Session, projects: Sequence[str]) -> dict[str, Usage]:
         AttemptRow, col(AttemptRow.job_id) == col(JobRow.id)
     )
     query = query.where(col(AttemptRow.ended).is_(False), col(JobRow.project).in_(projects))
+    query = query.where(col(AttemptRow.node) != "")  # external runs hold none
     usage: dict[str, Usage] = defaultdict(Usage)
     for row in session.execute(query):
         usage[row.project].add(len(row.places), sum(len(gpus) for _, gpus in row.places))

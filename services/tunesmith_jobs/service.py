@@ -4,10 +4,18 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
-from tunesmith.api.jobs.v1 import jobs_pb2, jobs_pb2_grpc, queue_pb2, verbs_pb2
+from tunesmith.api.jobs.v1 import (
+    external_pb2,
+    external_pb2_grpc,
+    jobs_pb2,
+    jobs_pb2_grpc,
+    queue_pb2,
+    verbs_pb2,
+)
 from tunesmith.api.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from tunesmith_jobs import leases
 from tunesmith_jobs.explain import Explainer
+from tunesmith_jobs.external import ExternalRuns
 from tunesmith_jobs.fleet import FleetStore
 from tunesmith_jobs.forks import Forks
 from tunesmith_jobs.quotas import QuotaStore
@@ -40,7 +48,10 @@ class JobService(jobs_pb2_grpc.JobServiceServicer):
     async def CreateJob(
         self, request: jobs_pb2.CreateJobRequest, context: Context
     ) -> jobs_pb2.CreateJobResponse:
-        return jobs_pb2.CreateJobResponse(job=await self._store.create(request, _caller()))
+        answer = jobs_pb2.CreateJobResponse(job=await self._store.create(request, _caller()))
+        if request.validate_only:
+            answer.forecast.CopyFrom(await self._explainer.foresee(answer.job))
+        return answer
 
     async def GetJob(self, request: jobs_pb2.GetJobRequest, context: Context) -> jobs_pb2.GetJobResponse:
         return jobs_pb2.GetJobResponse(job=await self._store.get(request.name))
@@ -141,6 +152,28 @@ class JobService(jobs_pb2_grpc.JobServiceServicer):
         self, request: jobs_pb2.ListJobEventsRequest, context: Context
     ) -> jobs_pb2.ListJobEventsResponse:
         return await self._store.events(request)
+
+
+class ExternalRunService(external_pb2_grpc.ExternalRunServiceServicer):
+    """ExternalRunService of the contract."""
+
+    def __init__(self, runs: ExternalRuns) -> None:
+        self._runs = runs
+
+    async def StartExternalRun(
+        self, request: external_pb2.StartExternalRunRequest, context: Context
+    ) -> external_pb2.StartExternalRunResponse:
+        return await self._runs.start(request, _caller())
+
+    async def RenewExternalRun(
+        self, request: external_pb2.RenewExternalRunRequest, context: Context
+    ) -> external_pb2.RenewExternalRunResponse:
+        return await self._runs.renew(request, _caller())
+
+    async def FinishExternalRun(
+        self, request: external_pb2.FinishExternalRunRequest, context: Context
+    ) -> external_pb2.FinishExternalRunResponse:
+        return await self._runs.finish(request, _caller())
 
 
 class NodeService(nodes_pb2_grpc.NodeServiceServicer):

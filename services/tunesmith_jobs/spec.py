@@ -23,6 +23,10 @@ def complete(asked: spec.JobSpec) -> spec.JobSpec:
     Raises:
         InvalidArgument: fields contradict each other.
     """
+    if asked.HasField("external"):
+        raise _inconsistent(
+            "external", "set", "is for programs that run already", "begin the run with StartExternalRun"
+        )
     full = _filled(asked)
     if not tasks.trains(full):
         plain = _filled(spec.JobSpec(evaluation=full.evaluation if full.HasField("evaluation") else None))
@@ -146,6 +150,8 @@ def _complete_training(training: spec.TrainingSpec, is_full: bool) -> None:
     training.max_length = training.max_length or 512
     training.precision = training.precision or spec.PRECISION_FLOAT32
     training.keep_checkpoints = training.keep_checkpoints or 2
+    if training.HasField("answers"):
+        tasks.complete_answers(training.answers)
     training.log_every_steps = training.log_every_steps or 1
     training.gradient_sync = training.gradient_sync or spec.GRADIENT_SYNC_EXACT
     training.nan_policy = training.nan_policy or spec.NAN_POLICY_STOP
@@ -163,6 +169,8 @@ def _check(training: spec.TrainingSpec) -> None:
             "is 0, but spec.training.eval_every_steps needs held-out data",
             "set eval_fraction, for example to 0.05, or eval_every_steps to 0",
         )
+    if training.HasField("answers"):
+        tasks.check_answers(training)
     for name in ("early_stopping_patience", "keep_best_checkpoints"):
         if getattr(training, name) and not training.eval_every_steps:
             raise _inconsistent(

@@ -45,6 +45,8 @@ def order(
     """Tells an attempt's node to end it: PAUSE and CANCEL with a checkpoint, KILL at once."""
     attempt.wanted, attempt.stop_time = wanted, None
     change.session.add(attempt)
+    if not attempt.node:
+        return  # an external run: its program hears it with its next renewal
     if wanted == state_pb2.DESIRED_KILL:
         kill(change, attempt, attempt.gpus)
         return

@@ -110,6 +110,7 @@ class CheckpointRow(_Base, table=True):
     digest: str = Field(max_length=64)
     size_bytes: int = Field(sa_column=Column(BigInteger, nullable=False))
     eval_loss: float | None = None
+    judged: float | None = None
     pinned: bool = False
     expired: bool = False
     create_time: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))

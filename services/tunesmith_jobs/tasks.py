@@ -1,7 +1,9 @@
 """Jobs that do not train: what an evaluation or an export may ask for, and their defaults."""
 
+import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 
 from tunesmith.api.jobs.v1 import evaluation_pb2
@@ -9,6 +11,8 @@ from tunesmith.api.jobs.v1 import spec_pb2 as spec
 from tunesmith.errors import InvalidArgument
 
 _LONGEST_REQUEST = timedelta(hours=1)
+_IN_TRAINING = ("exact_match", "token_f1", "rouge", "bleu", "chrf", "json", "regex", "expression")
+_ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
 def trains(full: spec.JobSpec) -> bool:
@@ -72,13 +76,65 @@ def check_unused(asked: spec.JobSpec, full: spec.JobSpec, plain: spec.JobSpec) -
 def _complete_evaluation(wanted: evaluation_pb2.EvaluationSpec) -> None:
     wanted.batch_size = wanted.batch_size or 8
     wanted.max_length = wanted.max_length or 1024
-    generation = wanted.generation
-    generation.max_new_tokens = generation.max_new_tokens or 128
-    if not generation.HasField("top_p"):
-        generation.top_p = 1.0
+    _complete_generation(wanted.generation, 128)
     for scorer in wanted.scorers:
         if scorer.HasField("judge"):
             _complete_judge(scorer.judge)
+
+
+def _complete_generation(generation: evaluation_pb2.GenerationSpec, max_new_tokens: int) -> None:
+    generation.max_new_tokens = generation.max_new_tokens or max_new_tokens
+    if not generation.HasField("top_p"):
+        generation.top_p = 1.0
+
+
+def complete_answers(wanted: evaluation_pb2.AnswersSpec) -> None:
+    """Fills in the defaults of scorers in training."""
+    wanted.max_rows = wanted.max_rows or 32
+    wanted.batch_size = wanted.batch_size or 8
+    _complete_generation(wanted.generation, 64)
+
+
+def check_answers(training: spec.TrainingSpec) -> None:
+    """Refuses scorers that cannot judge in training, and a best metric that none of them gives.
+
+    Raises:
+        InvalidArgument: naming the field.
+    """
+    wanted, where = training.answers, "training.answers"
+    if not training.eval_every_steps:
+        raise _inconsistent(
+            where, "set", "judges at evaluations", "set training.eval_every_steps and eval_fraction"
+        )
+    _check_kinds(wanted.scorers, where)
+    metrics: list[str] = []
+    for index, scorer in enumerate(wanted.scorers):
+        kind = scorer.WhichOneof("kind") or ""
+        if kind not in _IN_TRAINING:
+            raise _inconsistent(
+                f"{where}.scorers[{index}]",
+                kind,
+                "does not judge answers in training",
+                f"use one of {', '.join(_IN_TRAINING)}",
+            )
+        prefix = f"{scorer.name}." if scorer.name not in ("", "rouge") else ""
+        metrics += [f"{prefix}{name}" for name in _ROUGE] if kind == "rouge" else [scorer.name or kind]
+    if wanted.best_metric and wanted.best_metric not in metrics:
+        raise _inconsistent(
+            f"{where}.best_metric",
+            wanted.best_metric,
+            "is given by none of its scorers",
+            f"use one of {', '.join(metrics)}, or leave it out: the held-out loss decides then",
+        )
+
+
+def _check_schema(text: str, where: str) -> None:
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _inconsistent(where, text, f"is no JSON: {error}", "write the schema as JSON") from error
+    if not isinstance(schema, dict):
+        raise _inconsistent(where, text, "is no JSON object", 'write for example {"type": "object"}')
 
 
 def _complete_judge(judge: evaluation_pb2.JudgeScorer) -> None:
@@ -96,9 +152,13 @@ def _check_scorers(wanted: evaluation_pb2.EvaluationSpec) -> None:
     twice = [name for name, count in Counter(wanted.targets).items() if count > 1]
     if twice:
         raise _inconsistent("evaluation.targets", twice[0], "is named twice", "name each target once")
+    _check_kinds(wanted.scorers, "evaluation")
+
+
+def _check_kinds(scorers: Sequence[evaluation_pb2.Scorer], place: str) -> None:
     names: set[str] = set()
-    for index, scorer in enumerate(wanted.scorers):
-        where = f"evaluation.scorers[{index}]"
+    for index, scorer in enumerate(scorers):
+        where = f"{place}.scorers[{index}]"
         kind = scorer.WhichOneof("kind")
         if kind is None:
             known = ", ".join(field.name for field in scorer.DESCRIPTOR.oneofs_by_name["kind"].fields)
@@ -126,6 +186,8 @@ def _check_scorer(scorer: evaluation_pb2.Scorer, where: str) -> None:
                 f"is no regular expression: {error}",
                 "write it as Python's re does",
             ) from error
+    if scorer.json.schema:
+        _check_schema(scorer.json.schema, f"{where}.json.schema")
     if scorer.HasField("judge"):
         judge = scorer.judge
         if judge.min_score >= judge.max_score:

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from tunesmith.api.jobs.v1 import events_pb2, jobs_pb2, spec_pb2, state_pb2, verbs_pb2
 from tunesmith.api.nodes.v1 import events_pb2 as node_events_pb2
-from tunesmith.errors import InvalidArgument
+from tunesmith.errors import FailedPrecondition, InvalidArgument
 from tunesmith_jobs import checkpoints, machine, moves, spec
 from tunesmith_jobs.change import JobChange
 from tunesmith_jobs.stopping import live_attempt, order
@@ -47,7 +47,7 @@ class Verbs:
         deadline = spec.positive(request.deadline, "deadline") if request.HasField("deadline") else None
 
         def act(change: JobChange) -> None:
-            job = change.job
+            job = _ours(change, "paused")
             _go(change, machine.after_pause(job.state, latest, job.HasField("checkpoint")))
             job.desired = state_pb2.DESIRED_PAUSE
             attempt = live_attempt(change.session, job)
@@ -64,6 +64,7 @@ class Verbs:
         """Queues a job that rests, or is about to, again."""
 
         def act(change: JobChange) -> None:
+            _ours(change, "resumed")
             _go(change, machine.after_resume(change.job.state, change.job.desired))
             change.job.desired = state_pb2.DESIRED_RUN
             change.job.accept_drift |= request.accept_drift
@@ -93,7 +94,7 @@ class Verbs:
         """Asks a running job for a durable checkpoint."""
 
         def act(change: JobChange) -> None:
-            job, attempt = change.job, live_attempt(change.session, change.job)
+            job, attempt = _ours(change, "asked for a checkpoint"), live_attempt(change.session, change.job)
             if job.state != machine.RUNNING or attempt is None:
                 reason = "JOB_TERMINAL" if job.terminal else "STATE_CONFLICT"
                 remedy = "only a RUNNING job has something new to save"
@@ -108,9 +109,12 @@ class Verbs:
     async def move(self, request: verbs_pb2.MoveJobRequest, caller: Caller) -> jobs_pb2.MoveJobResponse:
         """Begins to take a running job to another node."""
         node = request.node.removeprefix("nodes/")
-        return await self._act(
-            request, caller, lambda change: moves.begin(change, node), jobs_pb2.MoveJobResponse
-        )
+
+        def act(change: JobChange) -> None:
+            _ours(change, "moved")
+            moves.begin(change, node)
+
+        return await self._act(request, caller, act, jobs_pb2.MoveJobResponse)
 
     async def update(self, request: verbs_pb2.UpdateJobRequest, caller: Caller) -> jobs_pb2.UpdateJobResponse:
         """Changes priority, labels and deadlines; what the request leaves out stays as it is."""
@@ -169,6 +173,23 @@ class Verbs:
         return await self._db.write(
             lambda s: once(s, REQUESTS, caller.name, request, lambda: act(s), verbs_pb2.PinCheckpointResponse)
         )
+
+
+def _ours(change: JobChange, what: str) -> jobs_pb2.Job:
+    """Returns the job.
+
+    Raises:
+        FailedPrecondition: the platform did not start its program, so it cannot be `what`.
+    """
+    if change.job.spec.HasField("external"):
+        raise FailedPrecondition(
+            "RUN_EXTERNAL",
+            f"the run is of a program that the platform did not start: it cannot be {what}",
+            field="name",
+            value=change.job.display_name,
+            remedy="`tunesmith cancel` asks its program to end; tunesmith.init(resume=…) goes on",
+        )
+    return change.job
 
 
 def _go(change: JobChange, outcome: machine.Outcome) -> None:

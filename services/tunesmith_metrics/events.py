@@ -16,7 +16,8 @@ from tunesmith_kit.bus import Bus, Delivery
 _MAX_KEY_LENGTH = 256
 _MAX_TEXT = 64 * 1024
 _MAX_BUCKETS = 512
-_MAX_SEQ = 2**62  # sums of numbers below it stay within 64 bits
+MAX_SEQ = 2**62  # sums of numbers below it stay within 64 bits
+MAX_EPOCH = 2**31  # of jobs; a node's own series have the time their agent started
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -46,9 +47,9 @@ def read_batch(delivery: Delivery) -> tuple[Rank, events_pb2.MetricBatch]:
     except DecodeError as error:
         raise _malformed("not a MetricBatch", delivery) from error
     _same_sender(sender, batch, delivery)
-    if not 1 <= batch.first_seq <= _MAX_SEQ:
+    if not 1 <= batch.first_seq <= MAX_SEQ:
         raise _malformed("first_seq counts from 1", delivery)
-    if problem := _key_problem(tuple(batch.keys)):
+    if problem := key_problem(tuple(batch.keys)):
         raise _malformed(problem, delivery)
     num_records = len(batch.rich)
     if num_records and batch.matrices:
@@ -64,8 +65,8 @@ def read_batch(delivery: Delivery) -> tuple[Rank, events_pb2.MetricBatch]:
 
 
 @lru_cache(maxsize=4096)
-def _key_problem(keys: tuple[str, ...]) -> str:
-    """What is wrong with keys; they are the same in nearly all batches of a job."""
+def key_problem(keys: tuple[str, ...]) -> str:
+    """Tells what is wrong with keys; they are the same in nearly all batches of a job."""
     for key in keys:
         if not 1 <= len(key) <= _MAX_KEY_LENGTH:
             return "keys have 1 to 256 characters"

@@ -12,6 +12,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 from sqlalchemy.orm import Session
 
+from tunesmith.api.metrics.v1 import events_pb2
 from tunesmith.errors import InvalidArgument, TunesmithError
 from tunesmith_kit.bus import Bus, Consumer, Delivery
 from tunesmith_kit.db import Database
@@ -43,6 +44,36 @@ class Ingest:
             await self._bus.consume_batches(METRICS, INGEST, self._metrics, batch=_BATCH),
             await self._bus.consume_batches(LOGS, LOGSTORE, self._logs, batch=_BATCH),
         ]
+
+    def is_full(self, project: str) -> bool:
+        """Whether the project stores as many points as it may."""
+        return self._retention.full(project)
+
+    async def take(
+        self, who: Rank, batch: events_pb2.MetricBatch | None, chunk: events_pb2.LogChunk | None
+    ) -> None:
+        """Stores what a program sent itself, in one transaction, each part of it once.
+
+        Raises:
+            InvalidArgument: the job belongs to another project.
+        """
+
+        def work(session: Session) -> tuple[int, int]:
+            points = lines = 0
+            if batch is not None:
+                stored = self._add_batches(session, [(who, batch, batch.SerializeToString())])
+                points = _all_of(stored)
+            if chunk is not None:
+                lines = _all_of(store.add_chunks(session, [(who, chunk, chunk.SerializeToString())]))
+            return points, lines
+
+        try:
+            points, lines = await self._db.write(work)
+        except BaseException:
+            self._ring.forget()
+            raise
+        METERS.points_ingested.inc(points)
+        METERS.log_lines_ingested.inc(lines)
 
     def busy(self) -> bool:
         """Whether so much waits to be stored that other work on the store should wait too."""
@@ -105,6 +136,12 @@ class Ingest:
         METERS.ingest_duration.labels(stream=stream).observe(time.perf_counter() - began)
         METERS.ingest_lag.labels(stream=stream).set(items[-1].num_pending)
         return stored.num_new, refused
+
+
+def _all_of(stored: store.Stored) -> int:
+    for error in stored.refused.values():
+        raise error
+    return stored.num_new
 
 
 def _read_all(

@@ -3,7 +3,14 @@
 import asyncio
 from dataclasses import dataclass
 
-from tunesmith.api.metrics.v1 import alerts_pb2, alerts_pb2_grpc, metrics_pb2, metrics_pb2_grpc
+from tunesmith.api.metrics.v1 import (
+    alerts_pb2,
+    alerts_pb2_grpc,
+    metrics_pb2,
+    metrics_pb2_grpc,
+    records_pb2,
+    records_pb2_grpc,
+)
 from tunesmith_kit import migrate
 from tunesmith_kit.bus import Bus
 from tunesmith_kit.db import Database
@@ -20,6 +27,7 @@ from tunesmith_metrics.curves import Curves
 from tunesmith_metrics.housekeeping import Housekeeping
 from tunesmith_metrics.ingest import Ingest
 from tunesmith_metrics.logservice import LogService
+from tunesmith_metrics.recordservice import RecordService
 from tunesmith_metrics.retention import Policy, Retention, forget
 from tunesmith_metrics.rollup import RollUp
 from tunesmith_metrics.runs import JobEvents
@@ -83,11 +91,12 @@ async def build(settings: MetricsSettings, telemetry: Telemetry) -> Running:
         [
             (metrics_pb2_grpc.add_MetricsServiceServicer_to_server, metrics),
             (metrics_pb2_grpc.add_LogServiceServicer_to_server, LogService(db, signal)),
+            (records_pb2_grpc.add_RecordServiceServicer_to_server, RecordService(db, ingest)),
             (alerts_pb2_grpc.add_AlertServiceServicer_to_server, alerts.service),
         ],
         names=[
             each.full_name
-            for module in (metrics_pb2, alerts_pb2)
+            for module in (metrics_pb2, records_pb2, alerts_pb2)
             for each in module.DESCRIPTOR.services_by_name.values()
         ],
     )

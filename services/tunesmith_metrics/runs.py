@@ -120,7 +120,11 @@ def _said(event: events_pb2.JobEvent) -> dict[str, Any]:
 
 def _of_spec(spec: spec_pb2.JobSpec) -> dict[str, Any]:
     config = {path: text for path, text in flatten(spec) if path.split(".")[0] not in _OWN_COLUMNS}
+    external = spec.HasField("external")
+    if external:  # its configuration is all there is: `lr`, not `external.config.lr`
+        config = {path.removeprefix("external.config."): text for path, text in config.items()}
     return {
+        "external": external,
         "experiment": spec.experiment[:64],
         "labels": json.dumps(dict(spec.labels), ensure_ascii=False),
         "config": json.dumps(config, ensure_ascii=False),

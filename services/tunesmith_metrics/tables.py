@@ -12,6 +12,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
 )
 
 from tunesmith_kit.db import revision_table
@@ -36,6 +37,8 @@ RUNS = Table(
     Column("config", Text, nullable=False, default="{}", server_default="{}"),
     Column("create_time_us", BigInteger, nullable=False, default=0, server_default="0"),
     Column("job_revision", BigInteger, nullable=False, default=0, server_default="0"),
+    # Whether its program writes to it itself.
+    Column("external", Boolean, nullable=False, default=False, server_default=false()),
     Column("revision", BigInteger, nullable=False, default=0, server_default="0"),
     Index("ix_runs_revision", "project", "revision"),
 )

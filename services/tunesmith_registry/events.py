@@ -66,6 +66,8 @@ class JobEvents:
         if await self._db.read(lambda session: _answered(session, event.event_id)):
             return
         kind = event.WhichOneof("event")
+        if kind == "created" and event.created.spec.HasField("external"):
+            return  # a program that runs already: it has no inputs of ours
         if kind == "created":
             damage = await asyncio.to_thread(_checkpoint_error, self._blobs, event.created)
             pinned = await inputs.pin(self._db, self._blobs, project, event.created.spec)

@@ -25,7 +25,6 @@ from tunesmith_kit.holds import Holds
 from tunesmith_kit.host import Running, ServiceSpec
 from tunesmith_kit.outbox import OutboxRelay
 from tunesmith_kit.rpc import RpcServer, internal_authenticator
-from tunesmith_kit.settings import setting
 from tunesmith_kit.tasks import Tasks
 from tunesmith_kit.telemetry import Telemetry
 from tunesmith_registry.chat.answers import Answers
@@ -35,19 +34,14 @@ from tunesmith_registry.data.host import DataHost, DataSettings
 from tunesmith_registry.evaluations.service import EvaluationService
 from tunesmith_registry.events import JobEvents
 from tunesmith_registry.governance import wiring as governance
+from tunesmith_registry.governance.wiring import GovernanceSettings
 from tunesmith_registry.service import ModelService
 from tunesmith_registry.tables import METADATA, OUTBOX
 
 
 @dataclass(frozen=True)
-class RegistrySettings(DataSettings):
+class RegistrySettings(DataSettings, GovernanceSettings):
     """Settings of the registry."""
-
-    signing_key: str = setting(
-        "", "ed25519 key for receipts, 64 hexadecimal digits; empty: one is made", secret=True
-    )
-    garbage_grace_hours: float = setting(168.0, "how long content that nothing refers to is kept")
-    garbage_interval_hours: float = setting(0.0, "hours between garbage collections; 0: only when asked for")
 
 
 async def build(settings: RegistrySettings, telemetry: Telemetry) -> Running:
@@ -69,17 +63,7 @@ async def build(settings: RegistrySettings, telemetry: Telemetry) -> Running:
 
     data = DataHost(settings, db, blobs, clock)
     data.start(tasks)
-    governed = await governance.start(
-        db,
-        blobs,
-        holds,
-        clock,
-        tasks,
-        settings.data_dir,
-        settings.signing_key,
-        settings.garbage_grace_hours,
-        settings.garbage_interval_hours,
-    )
+    governed = await governance.start(settings, db, blobs, holds, clock, tasks)
 
     server = RpcServer(
         telemetry,
@@ -89,7 +73,7 @@ async def build(settings: RegistrySettings, telemetry: Telemetry) -> Running:
             (models_pb2_grpc.add_ModelServiceServicer_to_server, ModelService(db, blobs, clock)),
             (evaluations_pb2_grpc.add_EvaluationServiceServicer_to_server, EvaluationService(db, blobs)),
             (chat_pb2_grpc.add_ChatServiceServicer_to_server, ChatService(db, blobs, hosts, answers)),
-            *governed,
+            *governed.services,
         ],
         names=[
             each.full_name
@@ -116,6 +100,7 @@ async def build(settings: RegistrySettings, telemetry: Telemetry) -> Running:
         await answers.stop()
         await heard.stop()
         await tasks.stop()
+        await governed.embedder.close()
         await bus.close()
         await db.close()
 

@@ -17,6 +17,7 @@ import grpc.aio
 from tunesmith.api.gateway.v1 import fleet_pb2, fleet_pb2_grpc
 from tunesmith.api.jobs.v1 import jobs_pb2, jobs_pb2_grpc, state_pb2
 from tunesmith.api.metrics.v1 import metrics_pb2, metrics_pb2_grpc
+from tunesmith.api.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from tunesmith.api.registry.v1 import (
     blobs_pb2,
     blobs_pb2_grpc,
@@ -323,6 +324,17 @@ class _Fleet(fleet_pb2_grpc.FleetServiceServicer):
         return fleet_pb2.GetServerInfoResponse(version="9.9.9", principal="ada", role="admin")
 
 
+class _Nodes(nodes_pb2_grpc.NodeServiceServicer):
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    async def ListNodes(
+        self, request: nodes_pb2.ListNodesRequest, context: Any
+    ) -> nodes_pb2.ListNodesResponse:
+        await self.state.begin(context, "ListNodes")
+        return nodes_pb2.ListNodesResponse()
+
+
 class SmallServer:
     """The server on a thread of its own, so that blocking clients can be tested."""
 
@@ -387,6 +399,7 @@ class SmallServer:
         blobs_pb2_grpc.add_BlobServiceServicer_to_server(_Blobs(self.state), self._server)  # type: ignore[abstract]
         datasets_pb2_grpc.add_DatasetServiceServicer_to_server(_Datasets(self.state), self._server)  # type: ignore[abstract]
         models_pb2_grpc.add_ModelServiceServicer_to_server(_Models(self.state), self._server)  # type: ignore[abstract]
+        nodes_pb2_grpc.add_NodeServiceServicer_to_server(_Nodes(self.state), self._server)  # type: ignore[abstract]
         fleet_pb2_grpc.add_FleetServiceServicer_to_server(_Fleet(self.state), self._server)  # type: ignore[abstract]
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()

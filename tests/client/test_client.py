@@ -45,6 +45,7 @@ def test_the_public_names_are_these_and_no_others() -> None:
         "Job",
         "NotFound",
         "PermissionDenied",
+        "Recording",
         "ResourceExhausted",
         "Run",
         "RunTable",
@@ -55,6 +56,9 @@ def test_the_public_names_are_these_and_no_others() -> None:
         "Unimplemented",
         "Violation",
         "__version__",
+        "finish",
+        "init",
+        "log",
     ]
     assert all(getattr(tunesmith, name) is not None for name in tunesmith.__all__)
 

@@ -30,8 +30,8 @@ from tests.support.processes import wait_for
 from tunesmith import Client
 from tunesmith.errors import TunesmithError
 
-_SETTLE_SECONDS = 180.0
-_DRAIN_SECONDS = 90.0
+_SETTLE_SECONDS = 480.0
+_DRAIN_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _orphans(site: Site) -> list[str]:
     """Processes that outlived a platform whose jobs have all ended (the last ones still take their leave)."""
     left = []
     with contextlib.suppress(AssertionError):
-        wait_for(lambda: not site.marked(), 10, "everything has ended")
+        wait_for(lambda: not site.marked(), 90, "everything has ended")
     for process in site.marked():
         left.append(f"process {process.pid} was left: {' '.join(process.cmdline())}")
         process.kill()
@@ -143,7 +143,7 @@ class _Campaign:
         with self._site.platform.client() as client:
             jobs = {shape.name: client.jobs.submit(shape.undisturbed()) for shape in self._shapes}
             for name, job in jobs.items():
-                digests[name] = output_digest(client, wait_state(client, job.name, "SUCCEEDED", seconds=180))
+                digests[name] = output_digest(client, wait_state(client, job.name, "SUCCEEDED", seconds=480))
         return digests
 
     def _make(self, blows: Sequence[Blow]) -> None:
@@ -156,7 +156,7 @@ class _Campaign:
             thread.start()
             threads.append(thread)
         for thread in threads:
-            thread.join(120)
+            thread.join(300)
             if thread.is_alive():
                 self._problems.append(f"{thread.name} did not end: a fault of this suite")
         self._injector.ended.set()
@@ -190,7 +190,7 @@ class _Campaign:
             if not caller.join(0):
                 self._problems.append(f"client-{number}'s job did not end in {_SETTLE_SECONDS:g} s of peace")
                 caller.give_up.set()
-                caller.join(60)
+                caller.join(120)
 
     def _drain(self, client: Client) -> None:
         """Waits until every point that was logged is stored; what is missing then, the checker names."""

@@ -27,7 +27,7 @@ from tunesmith_kit import streams
 from tunesmith_kit.bus import Bus
 from tunesmith_kit.connection import ApiError
 
-_AIM_SECONDS = 30.0  # for a target to come by
+_AIM_SECONDS = 60.0  # for a target to come by
 
 
 class Injector:
@@ -198,7 +198,7 @@ class Injector:
         if self._site.mode == "embedded":
             with self._only("up"):
                 self._site.processes["up"].kill()
-                wait_for(lambda: self._site.nats_pid() is None, 10, "nats-server went with its parent")
+                wait_for(lambda: self._site.nats_pid() is None, 60, "nats-server went with its parent")
                 disks.remove(self._site.platform.root / "data" / "nats")
                 self._pause(hold)
                 self._site.processes["up"].start()

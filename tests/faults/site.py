@@ -13,9 +13,9 @@ import psutil
 
 from tests.support import postgres
 from tests.support.network import Network, network, why_no_namespaces
-from tests.support.platform import Distributed, Platform, embedded, free_port
+from tests.support.platform import Distributed, Platform, embedded
 from tests.support.postgres import Postgres
-from tests.support.processes import Process
+from tests.support.processes import Process, free_port
 from tests.support.proxy import Proxy
 from tunesmith_agent.process import start_ticks
 

@@ -26,12 +26,12 @@ def check(outcome: campaign.Outcome, seed: int, kills: int) -> None:
     assert report["weights_identical"] > 0
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(1500)
 def test_a_campaign_on_one_process_keeps_every_promise(tmp_path: Path) -> None:
     check(campaign.run(order("embedded", 2, 6, ("lora", "ranks")), tmp_path), 2, 6)
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(1500)
 @pytest.mark.distributed
 def test_a_campaign_on_many_processes_keeps_every_promise(distributed_site: Site, tmp_path: Path) -> None:
     outcome = campaign.on(distributed_site, order("distributed", 3, 6, ("accumulating", "gang")), tmp_path)

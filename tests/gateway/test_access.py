@@ -26,7 +26,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 def plain(platform: Platform, token: str = "", **headers: str) -> httpx.Client:
     if token:
         headers["authorization"] = f"Bearer {token}"
-    return httpx.Client(base_url=platform.http, headers=headers, trust_env=False, timeout=20)
+    return httpx.Client(base_url=platform.http, headers=headers, trust_env=False, timeout=60)
 
 
 def path_of(route: transcode.Route) -> str:
@@ -67,11 +67,11 @@ async def test_every_rpc_refuses_a_caller_without_token(platform: Platform) -> N
 async def _call(channel: grpc.aio.Channel, rpc: access.Rpc) -> None:
     raw = {"request_serializer": None, "response_deserializer": None}
     if rpc.client_streaming:
-        await channel.stream_unary(rpc.path, **raw)(iter([b""]), timeout=5)  # type: ignore[arg-type]
+        await channel.stream_unary(rpc.path, **raw)(iter([b""]), timeout=60)  # type: ignore[arg-type]
     elif rpc.server_streaming:
-        await channel.unary_stream(rpc.path, **raw)(b"", timeout=5).read()  # type: ignore[arg-type]
+        await channel.unary_stream(rpc.path, **raw)(b"", timeout=60).read()  # type: ignore[arg-type]
     else:
-        await channel.unary_unary(rpc.path, **raw)(b"", timeout=5)  # type: ignore[arg-type]
+        await channel.unary_unary(rpc.path, **raw)(b"", timeout=60)  # type: ignore[arg-type]
 
 
 def test_a_viewer_reads_and_cannot_write(platform: Platform) -> None:
@@ -93,7 +93,7 @@ def test_a_developer_submits_but_cannot_pose_as_a_node(platform: Platform) -> No
     channel = grpc.insecure_channel(platform.address)
     call: Any = channel.unary_unary("/tunesmith.api.nodes.v1.NodeService/RegisterNode")
     with pytest.raises(grpc.RpcError) as caught:
-        call(b"", metadata=(("authorization", f"Bearer {DEVELOPER}"),), timeout=5)
+        call(b"", metadata=(("authorization", f"Bearer {DEVELOPER}"),), timeout=60)
     assert from_rpc_error(caught.value).reason == "PERMISSION_MISSING"
     channel.close()
 

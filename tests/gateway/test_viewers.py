@@ -136,7 +136,10 @@ async def test_a_page_of_several_messages_reaches_a_viewer_whole(
         viewer = watch(gateway)
         await read(viewer)
         await send(metrics.bus, batch(1, [[1.0] * len(keys)] * 10, keys=keys))
-        messages = [await read(viewer) for _ in keys]
+        messages: list[metrics_pb2.WatchSeriesResponse] = []
+        while len(messages) < len(keys):
+            message = await read(viewer)
+            messages += [message] if message.series else []  # a viewer hears of silence too
         assert [(series.key, len(series.steps)) for each in messages for series in each.series] == [
             (key, 10) for key in keys
         ]
@@ -151,7 +154,7 @@ async def test_the_agents_hear_that_a_job_is_watched(tmp_path: Path) -> None:
         subscription = await metrics.bus.subscribe(subjects.viewed("default", JOB), heard.put)
         viewer = watch(gateway)
         await read(viewer)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(90):
             await heard.get()
         await subscription.close()
 

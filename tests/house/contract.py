@@ -8,9 +8,9 @@ from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import EnumDescriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 
-from tunesmith.api.gateway.v1 import fleet_pb2
-from tunesmith.api.jobs.v1 import jobs_pb2
-from tunesmith.api.metrics.v1 import alerts_pb2, metrics_pb2
+from tunesmith.api.gateway.v1 import fleet_pb2, quotes_pb2
+from tunesmith.api.jobs.v1 import external_pb2, jobs_pb2
+from tunesmith.api.metrics.v1 import alerts_pb2, metrics_pb2, records_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
 from tunesmith.api.registry.v1 import (
     blobs_pb2,
@@ -31,6 +31,7 @@ from tunesmith.api.registry.v1 import (
 
 SERVED = (
     jobs_pb2,
+    external_pb2,
     nodes_pb2,
     datasets_pb2,
     statistics_pb2,
@@ -47,8 +48,10 @@ SERVED = (
     chat_pb2,
     blobs_pb2,
     metrics_pb2,
+    records_pb2,
     alerts_pb2,
     fleet_pb2,
+    quotes_pb2,
 )
 Place = tuple[int, ...]
 

@@ -27,7 +27,7 @@ PACKED = "StreamSeries"
 # What a picker shows at once.
 WHOLE_LISTS = {"ListMetrics", "ListRunColumns"}
 # They change nothing: what is asked is too long for a URL.
-ASKS_BY_POST = {"Chat", "CompareEvaluations", "CompareSeries", "TestAlertRule"}
+ASKS_BY_POST = {"Chat", "CompareEvaluations", "CompareSeries", "QuoteJob", "TestAlertRule"}
 
 
 @pytest.mark.parametrize("method", RPCS, ids=IDS)

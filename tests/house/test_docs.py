@@ -21,7 +21,9 @@ DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 IDS = [path.name for path in DOCS]
 SERVERS = ("kit", "services", "gateway", "trainer")
 # What the client, the tests and the page's development server read.
-CLIENT_VARIABLES = {"ADDRESS", "TOKEN", "PROJECT", "CONFIG_DIR", "DATA_DIR", "TEST_CACHE", "HTTP"}
+CLIENT_VARIABLES = {
+    "ADDRESS", "TOKEN", "PROJECT", "PROFILE", "CONFIG_DIR", "DATA_DIR", "RUNS_DIR", "TEST_CACHE", "HTTP",
+}  # fmt: skip
 
 
 @cache
@@ -162,7 +164,9 @@ def _reason(call: ast.Call) -> Iterator[str]:
 def test_every_reason_of_a_failed_job_is_documented() -> None:
     reasons = set(failure_reasons())
     assert len(reasons) > 15, "the search finds nothing"
-    told = "".join(read(ROOT / "docs" / name) for name in ("training.md", "evaluation.md", "chat.md"))
+    told = "".join(
+        read(ROOT / "docs" / name) for name in ("training.md", "evaluation.md", "chat.md", "cli.md")
+    )
     assert sorted(reason for reason in reasons if f"`{reason}`" not in told) == []
 
 

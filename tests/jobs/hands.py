@@ -16,6 +16,7 @@ from tunesmith_kit import subjects
 from tunesmith_kit.connection import Message
 from tunesmith_kit.envelope import event_headers
 from tunesmith_kit.ids import new_ulid
+from tunesmith_kit.lease import Lease, lease_key
 
 PARENT = "projects/default"
 
@@ -28,10 +29,11 @@ class Jobs:
         self.jobs = jobs_pb2_grpc.JobServiceStub(harness.channel)
         self.nodes = nodes_pb2_grpc.NodeServiceStub(harness.channel)
         self.commands: list[node_events_pb2.NodeCommand] = []
+        self.leases: dict[str, Lease] = {}
 
     async def call(self, method: object, request: object) -> object:
         try:
-            return await method(request, metadata=self.harness.metadata, timeout=10)  # type: ignore[operator]
+            return await method(request, metadata=self.harness.metadata, timeout=60)  # type: ignore[operator]
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
 
@@ -68,7 +70,7 @@ class Jobs:
         await self.answer(job, "inputs_validated", job_inputs_validated=good)
 
     async def join(self, node: str = "n1", slots: int = 1) -> None:
-        """Enters a node into the fleet and begins to hear its commands."""
+        """Enters a node into the fleet, holds its lease, and begins to hear its commands."""
 
         async def hear(message: Message) -> None:
             self.commands.append(node_events_pb2.NodeCommand.FromString(message.payload))
@@ -76,6 +78,8 @@ class Jobs:
         await self.harness.bus.consume(
             "CMD", f"node-{node}", hear, filter_subjects=[subjects.any_command(node)]
         )
+        self.leases[node] = Lease(self.harness.bus, lease_key("node", node), f"node/{node}")
+        self.leases[node].start()  # without it the node is given up after some seconds
         await self.register(node, slots)
 
     async def register(
@@ -92,8 +96,11 @@ class Jobs:
 
     async def command(self, kind: str, num: int = 1) -> node_events_pb2.NodeCommand:
         async def look() -> node_events_pb2.NodeCommand | None:
-            found = [c for c in self.commands if c.WhichOneof("command") == kind]
-            return found[num - 1] if len(found) >= num else None
+            found: dict[tuple[str, int], node_events_pb2.NodeCommand] = {}
+            for each in self.commands:  # one that is not answered in seconds comes again: it counts once
+                if each.WhichOneof("command") == kind:
+                    found.setdefault((each.job, each.epoch), each)
+            return list(found.values())[num - 1] if len(found) >= num else None
 
         return await until(look, f"command {kind} number {num}")
 

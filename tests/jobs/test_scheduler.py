@@ -276,7 +276,7 @@ async def test_a_lease_that_comes_back_opens_no_node_that_is_being_closed(server
         node.state = nodes_pb2.NODE_STATE_CORDONED
         save_node(session, row, node, datetime.now(UTC))
         loop.call_soon_threadsafe(locked.set)
-        assert commit.wait(20)
+        assert commit.wait(90)
 
     def waits(session: Session) -> bool:
         held = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")

@@ -16,7 +16,6 @@ from tunesmith.status import from_rpc_error
 from tunesmith_kit import subjects
 from tunesmith_kit.connection import Message
 from tunesmith_kit.ids import new_ulid
-from tunesmith_kit.lease import Lease, lease_key
 
 
 async def test_a_job_goes_from_submit_to_a_registered_version(jobs: Jobs) -> None:
@@ -150,7 +149,7 @@ async def test_a_command_nobody_answers_is_sent_again(jobs: Jobs) -> None:
     async def second() -> node_events_pb2.NodeCommand | None:
         return jobs.commands[1] if len(jobs.commands) > 1 else None
 
-    again = await until(second, "the command again", 15)
+    again = await until(second, "the command again")
     assert (again.job, again.epoch) == (first.job, first.epoch)
     assert again.command_id != first.command_id
 
@@ -158,9 +157,8 @@ async def test_a_command_nobody_answers_is_sent_again(jobs: Jobs) -> None:
 async def test_a_node_whose_lease_ends_loses_its_attempt_after_the_grace(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lease = Lease(jobs.harness.bus, lease_key("node", "n1"), "node/n1", ttl=10)
-    lease.start()
     await jobs.join()
+    lease = jobs.leases["n1"]
     spec = spec_pb2.RetrySpec()
     spec.unreachable_grace.SetInParent()
     job = await jobs.submit(retry=spec)
@@ -181,7 +179,7 @@ async def until_epoch(jobs: Jobs, job: jobs_pb2.Job) -> jobs_pb2.Job:
         now = await jobs.get(job.name)
         return now if now.state == state_pb2.JOB_STATE_QUEUED else None
 
-    return await until(look, "the attempt is given up", 25)
+    return await until(look, "the attempt is given up")
 
 
 async def test_a_watch_goes_on_where_it_was_cut(jobs: Jobs) -> None:
@@ -257,7 +255,7 @@ async def _first(events: list[str]) -> int | None:
 async def test_a_service_without_token_or_with_a_wrong_one_tells_nothing(jobs: Jobs) -> None:
     for metadata, reason in (((), "TOKEN_MISSING"), ((("authorization", "Bearer x"),), "TOKEN_INVALID")):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await jobs.jobs.ListJobs(jobs_pb2.ListJobsRequest(parent=PARENT), metadata=metadata, timeout=5)
+            await jobs.jobs.ListJobs(jobs_pb2.ListJobsRequest(parent=PARENT), metadata=metadata, timeout=60)
         assert from_rpc_error(caught.value).reason == reason
 
 
@@ -268,4 +266,4 @@ async def test_two_replicas_share_the_queue_without_doubling_an_attempt(tmp_path
         made = [await (jobs if i % 2 else other).submit() for i in range(4)]
         await asyncio.gather(*(jobs.validate(job) for job in made))
         await jobs.command("assign", 4)
-        assert sorted(c.job for c in jobs.commands) == sorted(job.name for job in made)
+        assert {(c.job, c.epoch) for c in jobs.commands} == {(job.name, 1) for job in made}

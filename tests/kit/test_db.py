@@ -51,7 +51,7 @@ async def test_replicas_in_each_others_way_both_get_their_change(url: str, datab
             session.execute(select(NUMBERS).where(NUMBERS.c.number == first).with_for_update())
             if database.dialect == "postgresql" and not met:
                 met.append(True)
-                crossed.wait(10)  # each holds what the other wants next
+                crossed.wait(90)  # each holds what the other wants next
             session.execute(select(NUMBERS).where(NUMBERS.c.number == second).with_for_update())
             session.execute(insert(NUMBERS).values(number=new))
 

@@ -201,7 +201,7 @@ async def test_a_job_without_progress_fires_by_the_time_of_its_data_and_is_watch
         await found.created()
         await found.state("RUNNING")
         await found.losses(1, 1.0)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             async for message in call:
                 if message.alerts:
                     break

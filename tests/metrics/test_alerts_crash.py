@@ -11,7 +11,7 @@ from tests.metrics.alerting import CHANNEL, PROJECT, Alerting, high_loss
 from tests.metrics.receiver import receiving
 from tests.support import postgres
 from tests.support.bus import TOKEN, connected, running_nats
-from tests.support.processes import BIN, Process
+from tests.support.processes import BIN, Process, free_port
 from tests.support.stubs import INTERNAL_TOKEN, _Stream, _Unary
 from tests.support.wait import until, until_async
 from tunesmith.api.metrics.v1 import alerts_pb2, alerts_pb2_grpc
@@ -19,15 +19,6 @@ from tunesmith.api.metrics.v1 import rules_pb2 as pb
 
 JOBS = [f"01k00000000000000000000{n:03d}" for n in range(4)]
 LAST = 200
-
-
-def _port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _values(seed: int) -> list[float]:
@@ -71,7 +62,7 @@ async def test_killed_in_mid_stream_nothing_is_missed_and_nothing_doubled(tmp_pa
 
 
 async def _storm(folder: Path, env: dict[str, str]) -> None:
-    rng, port = random.Random(7), _port()
+    rng, port = random.Random(7), free_port()
     values = {job_id: _values(n) for n, job_id in enumerate(JOBS)}
     expected = sum(len(_peaks([*each, 0.0])) for each in values.values())
     with receiving() as receiver:
@@ -89,13 +80,13 @@ async def _storm(folder: Path, env: dict[str, str]) -> None:
             )
             channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", interceptors=[_Unary(), _Stream()])
             try:
-                await asyncio.wait_for(channel.channel_ready(), 60)
+                await asyncio.wait_for(channel.channel_ready(), 180)
                 found = Alerting(bus, alerts_pb2_grpc.AlertServiceStub(channel))
                 await found.channel(receiver.url)
                 await found.rule("loss", high_loss(channels=[CHANNEL]))
                 receiver.answers = [503] * 5
                 feeds = [asyncio.create_task(_feed(found, job, values[job], rng)) for job in JOBS]
-                await until(lambda: len(receiver.requests) > 5, "notifications", 60)
+                await until(lambda: len(receiver.requests) > 5, "notifications", 120)
                 process.kill()
                 process.start()
                 await asyncio.gather(*feeds)
@@ -123,7 +114,7 @@ async def _settled(found: Alerting, expected: int) -> None:
         done = [n for n in notices if n.delivery == pb.NOTIFICATION_STATE_DELIVERED]
         return len(alerts) >= expected and len(done) == 2 * expected
 
-    await until_async(delivered, "all alerts are told", 90)
+    await until_async(delivered, "all alerts are told", 180)
 
 
 async def _notices(found: Alerting, asked: alerts_pb2.ListNotificationsRequest):  # type: ignore[no-untyped-def]

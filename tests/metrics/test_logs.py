@@ -94,10 +94,10 @@ async def test_a_tail_follows_and_goes_on_from_a_revision(tmp_path: Path) -> Non
 
         first = asyncio.create_task(follow(0, 20))
         await _send_all(service, lines[:20])
-        await asyncio.wait_for(first, 30)
+        await asyncio.wait_for(first, 90)
         start = chunk(0, lines[:20]).num_bytes
         await send(service.bus, chunk(start, lines[20:]))
-        await asyncio.wait_for(follow(revision, 40), 30)
+        await asyncio.wait_for(follow(revision, 40), 90)
         assert got == lines
 
 

@@ -39,7 +39,7 @@ async def test_a_log_is_searched_followed_and_summed_up(
             ]
             part = chunk(
                 offset, lines, levels=[INFO, ERROR if index % 5 == 0 else WARNING], steps=[index] * 2,
-                time_us=int(now.timestamp() * SECOND) - (19 - index) * 60 * SECOND,
+                time_us=int(now.timestamp() * SECOND) - (19 - index) * 3600 * SECOND,
             )  # fmt: skip
             parts.append(part)
             offset += part.num_bytes
@@ -62,8 +62,8 @@ async def test_a_log_is_searched_followed_and_summed_up(
             assert await texts(job, min_step=18, level="info", contains="step", ranks=[0]) == [
                 "step 18 fine", "step 19 fine",
             ]  # fmt: skip
-            assert len(await texts(job, since=timedelta(minutes=3, seconds=30))) == 8
-            assert len(await texts(job, since=now - timedelta(minutes=3, seconds=30))) == 8
+            assert len(await texts(job, since=timedelta(hours=3, minutes=30))) == 8
+            assert len(await texts(job, since=now - timedelta(hours=3, minutes=30))) == 8
             with pytest.raises(InvalidArgument):
                 await texts(job, level="loud")
             with pytest.raises(InvalidArgument) as wrong:

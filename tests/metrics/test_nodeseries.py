@@ -97,6 +97,16 @@ class Fleet:
         )
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service's own roll-up, by the time of day, must not come in between on a slow machine."""
+
+    async def never(_: RollUp) -> None:
+        """Nothing."""
+
+    monkeypatch.setattr(RollUp, "run", never)
+
+
 @asynccontextmanager
 async def fleet(folder: Path, database: str = "sqlite") -> AsyncIterator[Fleet]:
     if database == "postgresql":

@@ -28,6 +28,17 @@ async def stored(service: Metrics, seq: int) -> None:
     await until_async(there, f"records up to {seq}")
 
 
+async def _both(service: Metrics, other: str) -> None:
+    """Sends points of another job and waits until they are stored too."""
+    await send(service.bus, batch(1, losses(1, 3), job_id=other))
+    asked = metrics_pb2.GetWatermarkRequest(job=f"{PROJECT}/jobs/{other}", epoch=1)
+
+    async def there() -> bool:
+        return (await service.metrics.GetWatermark(asked)).metrics_seq == 3
+
+    await until_async(there, "the other job's points")
+
+
 async def set_policy(service: Metrics, **fields: int) -> None:
     policy = policy_pb2.MetricsPolicy(**fields)
     await service.metrics.SetMetricsPolicy(policy_pb2.SetMetricsPolicyRequest(parent=PROJECT, policy=policy))
@@ -135,7 +146,7 @@ async def test_a_forgotten_job_leaves_no_row_and_its_room_is_given_back(tmp_path
             rows = [[seq * 1.1 + at] * 100 for at in range(40)]
             await send(service.bus, batch(seq, rows, keys=keys))
         await stored(service, 400)
-        await send(service.bus, batch(1, losses(1, 3), job_id="kept"))
+        await _both(service, "kept")
     db = Database(f"sqlite:///{path}", "metrics")
     before = path.stat().st_size
     await db.write(lambda session: retention.forget(session, JOB))
@@ -162,9 +173,9 @@ async def test_a_forgotten_job_leaves_no_row_and_its_room_is_given_back(tmp_path
 async def test_ended_jobs_go_when_their_days_are_over(tmp_path: Path) -> None:
     async with running_metrics(tmp_path) as service:
         await send(service.bus, batch(1, losses(1, 3)))
-        await send(service.bus, batch(1, losses(1, 3), job_id="runs"))
         await set_policy(service, keep_days=2)
         await stored(service, 3)
+        await _both(service, "runs")
     db = Database(f"sqlite:///{tmp_path / 'metrics.db'}", "metrics")
     day_us = 24 * 3600 * 1_000_000
     for job, state in ((JOB, "SUCCEEDED"), ("runs", "RUNNING")):

@@ -48,7 +48,7 @@ async def test_what_the_trainer_logs_arrives_with_numbers_in_between(tmp_path: P
             holds=holds,
         )
         await shipper.start()
-        assert await shipper.drained(20)
+        assert await shipper.drained(90)
         await shipper.stop()
         assert list((await service.loss()).values) == [1.5, 1.25]
         histogram, text, picture = await rich(service)

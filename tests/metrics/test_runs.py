@@ -200,12 +200,12 @@ async def _late(service: Metrics, index: int) -> None:
 
     await service.bus.subscribe(subjects.any_watermark("default", job_id(index)), hear)
     await send(service.bus, batch(4, [[9.0], [8.0]], job_id=job_id(index)))
-    assert (await asyncio.wait_for(told.get(), 30)).metrics_seq == 5
+    assert (await asyncio.wait_for(told.get(), 90)).metrics_seq == 5
     line = metric_events_pb2.LogChunk(
         job_id=job_id(index), epoch=1, rank=0, num_bytes=5, lines=["late"], line_offsets=[0]
     )
     await send(service.bus, line)
-    assert (await asyncio.wait_for(told.get(), 30)).log_offset > 1
+    assert (await asyncio.wait_for(told.get(), 90)).log_offset > 1
     await tell(service, index, 98, "updated", updated=events_pb2.JobUpdated(spec=spec(index)))
     await tell(service, 6, 1, "created", created=events_pb2.JobCreated(spec=spec(6)))
 

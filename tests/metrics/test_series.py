@@ -105,12 +105,12 @@ async def test_a_watch_brings_every_point_once_and_goes_on_from_a_revision(tmp_p
         watching = asyncio.create_task(watch(start, 150))
         for seq in range(51, 201, 5):
             await send(service.bus, batch(seq, losses(seq, seq + 4)))
-        await asyncio.wait_for(watching, 30)
-        await asyncio.wait_for(watch(revisions[-1], 150) if len(steps) < 150 else asyncio.sleep(0), 30)
+        await asyncio.wait_for(watching, 90)
+        await asyncio.wait_for(watch(revisions[-1], 150) if len(steps) < 150 else asyncio.sleep(0), 90)
         assert steps == list(range(51, 201))
         assert revisions == sorted(revisions)
         steps.clear()
-        await asyncio.wait_for(watch(0, 200), 30)  # the whole history
+        await asyncio.wait_for(watch(0, 200), 90)  # the whole history
         assert steps == list(range(1, 201))
 
 
@@ -129,9 +129,9 @@ async def test_a_commit_wakes_the_watchers(tmp_path: Path, monkeypatch: pytest.M
                     return
 
         watching = asyncio.create_task(watch())
-        await asyncio.wait_for(listening.wait(), 10)
+        await asyncio.wait_for(listening.wait(), 90)
         await send(service.bus, batch(1, losses(1, 1)))
-        await asyncio.wait_for(arrived.wait(), 10)
+        await asyncio.wait_for(arrived.wait(), 90)
         await watching
 
 

@@ -1,6 +1,7 @@
 """Jobs for system tests, and what must be true of every finished one."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import yaml
 
 from tests.support.platform import Platform
 from tests.support.processes import wait_for
-from tunesmith import Client
+from tunesmith import Client, NotFound, Unavailable
 
 TERMINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
 
@@ -30,7 +31,7 @@ def job_file(path: Path, content: dict[str, Any]) -> Path:
     return path
 
 
-def wait_state(client: Client, name: str, *states: str, seconds: float = 60) -> Any:
+def wait_state(client: Client, name: str, *states: str, seconds: float = 180) -> Any:
     """Waits until a job is in one of the states; a terminal state that is not wanted fails at once."""
 
     def look() -> Any:
@@ -43,7 +44,7 @@ def wait_state(client: Client, name: str, *states: str, seconds: float = 60) -> 
     return wait_for(look, seconds, f"{name} in {' or '.join(states)}")
 
 
-def wait_step(client: Client, name: str, step: int, seconds: float = 60) -> Any:
+def wait_step(client: Client, name: str, step: int, seconds: float = 180) -> Any:
     """Waits until a job has trained so far."""
 
     def look() -> Any:
@@ -68,9 +69,22 @@ def output_digest(client: Client, job: Any) -> str:
     return str(weights.sha256)
 
 
+def wait_points(client: Client, name: str, number: int) -> None:
+    """Waits until so many losses of a job are stored: its end waits some seconds for that, and no longer."""
+
+    def stored() -> bool:
+        with suppress(NotFound, Unavailable):  # none came yet, or the service comes back
+            curve = client.metrics.series(name, ["train/loss"]).get("train/loss")
+            return curve is not None and bool(curve.num_points >= number)
+        return False
+
+    wait_for(stored, 180, f"{number} losses of {name} are stored")
+
+
 def check_whole(platform: Platform, job: Any, steps: int) -> None:
     """Every step's metrics are there exactly once, and the version's files are what they claim."""
     with platform.client() as client:
+        wait_points(client, job.name, steps)
         series = client.metrics.series(job.name, ["train/loss"])["train/loss"]
         assert list(series.steps) == list(range(1, steps + 1))
         assert series.num_points == steps

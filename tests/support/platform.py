@@ -5,7 +5,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ import httpx
 
 from tests.support.network import Namespace
 from tests.support.postgres import Postgres
-from tests.support.processes import BIN, Process, clean_environment, wait_for
+from tests.support.processes import BIN, Process, clean_environment, free_port, wait_for
 from tunesmith import Client
 
 CACHE = Path(os.environ.get("TUNESMITH_TEST_CACHE", Path.home() / ".cache" / "tunesmith-tests"))
@@ -29,7 +28,7 @@ def tiny_model() -> Path:
         CACHE.mkdir(parents=True, exist_ok=True)
         partial = CACHE / f"tiny.{os.getpid()}"
         subprocess.run(
-            [sys.executable, "-m", "tunesmith_trainer.tiny", "--out", str(partial)], check=True, timeout=120
+            [sys.executable, "-m", "tunesmith_trainer.tiny", "--out", str(partial)], check=True, timeout=400
         )
         if folder.exists():
             shutil.rmtree(partial)
@@ -53,14 +52,6 @@ def dialogues(path: Path, num_rows: int = 48) -> Path:
     return path
 
 
-def free_port() -> int:
-    """Returns a port nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class Platform:
     """A running platform with its addresses, its token and its processes by name."""
 
@@ -78,10 +69,13 @@ class Platform:
     def rest(self) -> httpx.Client:
         """Returns an HTTP client with the admin token."""
         return httpx.Client(
-            base_url=self.http, headers={"authorization": f"Bearer {self.token}"}, timeout=30, trust_env=False
+            base_url=self.http,
+            headers={"authorization": f"Bearer {self.token}"},
+            timeout=120,
+            trust_env=False,
         )
 
-    def run(self, *arguments: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, seconds: float = 180) -> subprocess.CompletedProcess[str]:
         """Runs the command line against this platform."""
         env = {
             "TUNESMITH_ADDRESS": self.address,
@@ -134,7 +128,7 @@ def _embedded(root: Path, process: Process) -> Platform:
         assert process.alive(), process.tail()
         return json.loads(profile.read_text()) if profile.exists() else None
 
-    known = wait_for(up, 30, "the platform is up")
+    known = wait_for(up, 120, "the platform is up")
     platform = Platform(root, known["address"], known["http"], known["token"], {"up": process})
     platform.nats_token = json.loads((root / "data" / "secrets.json").read_text())["nats_token"]
     return platform
@@ -183,7 +177,7 @@ class Distributed:
                 self.processes,
             )
             platform.nats_url, platform.nats_token = nats_url, self._tokens["nats"]
-            wait_for(lambda: self._ready(platform), 60, "every service and both agents are ready")
+            wait_for(lambda: self._ready(platform), 240, "every service and both agents are ready")
             yield platform
         finally:
             for process in reversed(list(self.processes.values())):

@@ -4,14 +4,13 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.processes import wait_for
+from tests.support.processes import free_port, wait_for
 
 
 def find_binaries() -> Path | None:
@@ -30,9 +29,7 @@ class Postgres:
         binaries = find_binaries()
         assert binaries is not None, "PostgreSQL is not installed: apt-get install postgresql"
         self._binaries, self._folder = binaries, folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
         self._user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
         folder.mkdir()
@@ -45,7 +42,7 @@ class Postgres:
     def start(self) -> None:
         """Starts the server and waits until it answers; after a kill it waits for the old one's children."""
         self._spawn()
-        wait_for(self._up, 30, "PostgreSQL answers")
+        wait_for(self._up, 120, "PostgreSQL answers")
 
     def _up(self) -> bool:
         if self._child.poll() is not None:  # children of a killed server still hold its memory
@@ -75,7 +72,7 @@ class Postgres:
     def stop(self) -> None:
         """Ends the server and its connections."""
         self._child.send_signal(signal.SIGINT)  # SIGTERM would wait for the connections to end
-        self._child.wait(20)
+        self._child.wait(90)
 
     def _answers(self) -> bool:
         probe = [str(self._binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
@@ -84,7 +81,7 @@ class Postgres:
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self._binaries / program), *arguments]
         subprocess.run(
-            command, check=True, user=self._user, capture_output=True, timeout=60, cwd=self._folder
+            command, check=True, user=self._user, capture_output=True, timeout=240, cwd=self._folder
         )
 
 

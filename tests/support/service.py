@@ -64,7 +64,7 @@ async def running_on(
         await running.stop()
 
 
-async def until(look: Callable[[], Awaitable[T | None]], what: str, seconds: float = 10) -> T:
+async def until(look: Callable[[], Awaitable[T | None]], what: str, seconds: float = 90) -> T:
     """Returns what `look` finds once it is not None; fails after `seconds`."""
     deadline = asyncio.get_running_loop().time() + seconds
     while (found := await look()) is None:

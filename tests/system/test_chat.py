@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.jobs import spec, wait_state, wait_step
 from tests.support.platform import Platform, embedded
-from tests.support.processes import BIN, clean_environment, wait_for
+from tests.support.processes import BIN, children, clean_environment, wait_for
 from tunesmith import Client, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 
 QUESTION = "what is 3 plus 3?"
@@ -45,8 +45,7 @@ def client(platform: Platform) -> Iterator[Client]:
 
 def _workers(platform: Platform) -> list[psutil.Process]:
     """The chat workers of the platform's node."""
-    children = psutil.Process(platform.processes["up"].pid).children(recursive=True)
-    return [child for child in children if "tunesmith_trainer.serve" in child.cmdline()]
+    return children(platform.processes["up"].pid, "tunesmith_trainer.serve")
 
 
 def test_base_version_and_checkpoint_answer_as_the_trainer_did(
@@ -65,9 +64,9 @@ def test_base_version_and_checkpoint_answer_as_the_trainer_did(
 
 
 def test_a_running_job_can_be_asked_from_its_checkpoint(client: Client) -> None:
-    running = client.jobs.submit(spec(100_000, checkpoint_every_steps=5, keep_checkpoints=50))
+    running = client.jobs.submit(spec(100_000, checkpoint_every_steps=20, keep_checkpoints=1000))
     wait_step(client, running.name, 5)
-    points = wait_for(lambda: client.jobs.get(running.name).checkpoints(), 30, "a checkpoint is committed")
+    points = wait_for(lambda: client.jobs.get(running.name).checkpoints(), 90, "a checkpoint is committed")
     reply = client.chat.complete(f"job:{running.name}@{points[-1].step}", QUESTION, **GREEDY)
     assert reply.finish in ("stop", "length")
     running.cancel(now=True)
@@ -164,6 +163,8 @@ def test_conversations_are_kept_as_rows_of_a_dataset(client: Client) -> None:
         ]
         version = client.chat.keep("kept", turns)
         assert (version.version, version.num_rows) == (number, number)
+        before = version.name.rpartition("/")[0] + "/1" if number == 2 else ""
+        assert version.parent == before, "the version before stays, and is named"
 
 
 def test_the_command_answers_once_from_option_and_pipe(platform: Platform, job: Any) -> None:
@@ -174,7 +175,7 @@ def test_the_command_answers_once_from_option_and_pipe(platform: Platform, job: 
     env = {"TUNESMITH_ADDRESS": platform.address, "TUNESMITH_TOKEN": platform.token}
     piped = subprocess.run(
         [str(BIN / "tunesmith"), "chat", "sums@1", "--max-new-tokens", "48"],
-        env=clean_environment(env), input=QUESTION, capture_output=True, text=True, timeout=60,
+        env=clean_environment(env), input=QUESTION, capture_output=True, text=True, timeout=180,
     )  # fmt: skip
     assert piped.stdout.strip() == job.samples[0].after
     missing = platform.run("chat", "nobody", "-m", QUESTION)
@@ -203,19 +204,22 @@ def _typed(platform: Platform, command: list[str], lines: list[str]) -> str:
         stderr=theirs,
     )
     os.close(theirs)
-    shown = ""
+    seen, answered = b"", 0
     try:
         for line in lines:
-            while not shown.endswith("> "):
-                shown += (
-                    os.read(ours, 4096).decode(errors="replace").replace("\x1b[1m", "").replace("\x1b[0m", "")
-                )
+            while not _plain(seen[answered:]).endswith("> "):  # a read may end within a character or a code
+                seen += os.read(ours, 4096)
+            answered = len(seen)
             os.write(ours, f"{line}\n".encode())
-            shown += "\n"
         while True:
-            shown += os.read(ours, 4096).decode(errors="replace")
+            seen += os.read(ours, 4096)
     except OSError:  # the terminal is closed when the child ends
-        return shown
+        return _plain(seen)
     finally:
         os.close(ours)
-        assert child.wait(30) == 0
+        assert child.wait(90) == 0
+
+
+def _plain(shown: bytes) -> str:
+    """What a terminal shows, without the codes for bold."""
+    return shown.decode(errors="replace").replace("\x1b[1m", "").replace("\x1b[0m", "")

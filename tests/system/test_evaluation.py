@@ -20,7 +20,7 @@ def tuned(client: Client) -> Any:
     return wait_state(client, job.name, "SUCCEEDED")
 
 
-def said(platform: Platform, *words: str, seconds: float = 120) -> Any:
+def said(platform: Platform, *words: str, seconds: float = 300) -> Any:
     """What a command prints as JSON."""
     done = platform.run(*words, "--json", seconds=seconds)
     assert done.returncode == 0, done.stderr
@@ -74,8 +74,12 @@ def test_models_are_evaluated_compared_and_exported_by_command(platform: Platfor
             assert found["evaluation"]["digest"] == made["digest"]
             page = rest.get(f"/api/v1/projects/default/evaluations/{evaluation}/samples?page_size=2").json()
             assert len(page["samples"]) == 2
-        keys = {metric.key for metric in client.metrics.list(client.jobs.get(evaluation))}
-        assert {"evaluation/exact_match/0", "evaluation/perplexity/1"} <= keys
+        keys = {"evaluation/exact_match/0", "evaluation/perplexity/1"}
+        wait_for(
+            lambda: keys <= {metric.key for metric in client.metrics.list(client.jobs.get(evaluation))},
+            90,
+            "the evaluation's metrics are stored",
+        )
         converted = said(
             platform,
             *("convert", f"job:{job.display_name}@15", "--model", "merged", "--format", "merged", "--follow"),
@@ -153,7 +157,7 @@ def test_a_registry_killed_over_an_output_enters_it_once(distributed_platform: P
                 platform.processes["registry"].start()
             return client.jobs.get(job.name).state == "SUCCEEDED"
 
-        wait_for(look, 60, "the evaluation is entered")
+        wait_for(look, 240, "the evaluation is entered")
         found = [each for each in client.evaluations.list(target="tiny") if each.job == job.name]
         assert len(found) == 1
 

@@ -7,12 +7,13 @@ import pytest
 
 from tests.support.jobs import check_whole, job_file, output_digest, spec, wait_state, wait_step
 from tests.support.platform import Platform
+from tests.support.processes import wait_for
 
 
 def test_a_job_trains_and_registers_a_verified_version(platform: Platform, tmp_path: Path) -> None:
     content = {**spec(24, checkpoint_every_steps=10), "sample_prompts": ["what is 1 plus 1?"]}
     done = platform.run(
-        "submit", str(job_file(tmp_path / "job.yaml", content)), "--watch", "--json", seconds=120
+        "submit", str(job_file(tmp_path / "job.yaml", content)), "--watch", "--json", seconds=300
     )
     assert done.returncode == 0, done.stderr
     last = json.loads(done.stdout.splitlines()[-1])
@@ -25,7 +26,7 @@ def test_a_job_trains_and_registers_a_verified_version(platform: Platform, tmp_p
         check_whole(platform, job, 24)
         assert [c.step for c in job.checkpoints()] == [24, 20, 10]
         assert [a.epoch for a in job.attempts()] == [1]
-        assert any("loss" in line.text for line in job.logs())
+        wait_for(lambda: any("loss" in line.text for line in job.logs()), 90, "its log is stored")
         keys = {metric.key for metric in client.metrics.list(job)}
         assert {"train/loss", "train/learning_rate", "train/grad_norm"} <= keys
 
@@ -52,7 +53,7 @@ def test_cancel_now_kills_at_once_and_frees_the_node(platform: Platform) -> None
         job = client.jobs.submit(spec(100_000))
         wait_step(client, job.name, 1)
         job.cancel(now=True)
-        wait_state(client, job.name, "CANCELLED", seconds=15)
+        wait_state(client, job.name, "CANCELLED", seconds=50)  # a stop with a checkpoint has 60 s
         assert not any(job.name in node.jobs for node in client.nodes.list())
 
 
@@ -78,10 +79,10 @@ def test_one_job_on_each_node_at_once(distributed_platform: Platform) -> None:
             for node in ("node-a", "node-b")
         ]
         for job in jobs:
-            wait_step(client, job.name, 1, seconds=120)
+            wait_step(client, job.name, 1, seconds=300)
         assert [client.jobs.get(job.name).state for job in jobs] == ["RUNNING", "RUNNING"]
         for job in jobs:
-            done = wait_state(client, job.name, "SUCCEEDED", seconds=180)
+            done = wait_state(client, job.name, "SUCCEEDED", seconds=300)
             check_whole(distributed_platform, done, 400)
         placed = {job.attempts()[0].nodes[0] for job in jobs}
     assert placed == {"node-a", "node-b"}

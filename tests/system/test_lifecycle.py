@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.jobs import check_whole, output_digest, spec, wait_state, wait_step
+from tests.support.jobs import check_whole, output_digest, spec, wait_points, wait_state, wait_step
 from tests.support.platform import Platform
 from tests.support.processes import wait_for
 from tunesmith import Client, FailedPrecondition
@@ -43,7 +43,7 @@ def fork_once_there(client: Client, job: Any, step: int) -> Any:
                 raise
             return None
 
-    return wait_for(attempt, 60, f"a checkpoint at step {step}")
+    return wait_for(attempt, 180, f"a checkpoint at step {step}")
 
 
 def test_a_paused_job_and_its_fork_end_with_the_bits_of_an_undisturbed_one(
@@ -66,6 +66,7 @@ def test_a_paused_job_and_its_fork_end_with_the_bits_of_an_undisturbed_one(
         check_whole(platform, done, STEPS)
         forked = wait_state(client, fork.name, "SUCCEEDED")
         assert output_digest(client, forked) == expected
+        wait_points(client, fork.name, STEPS - 100)
         own = forked.series("train/loss")["train/loss"]
         joined = forked.series("train/loss", lineage=True)["train/loss"]
         parent = done.series("train/loss")["train/loss"]
@@ -115,17 +116,17 @@ def test_a_job_moves_and_is_drained_between_two_nodes_and_keeps_its_bits(
     with platform.client() as client:
         nodes = {node.node_id for node in client.nodes.list()}
         job = client.jobs.submit(COURSE)
-        wait_step(client, job.name, 20, seconds=120)
+        wait_step(client, job.name, 20, seconds=300)
         (first,) = job.attempts()[0].nodes
         (other,) = nodes - {first}
-        moved = platform.run("move", job.id, other, "--wait", seconds=120)
+        moved = platform.run("move", job.id, other, "--wait", seconds=300)
         assert moved.returncode == 0, moved.stderr
-        wait_step(client, job.name, 200, seconds=120)
-        drained = platform.run("nodes", "drain", other, "--wait", seconds=120)
+        wait_step(client, job.name, 200, seconds=300)
+        drained = platform.run("nodes", "drain", other, "--wait", seconds=300)
         assert drained.returncode == 0, drained.stderr
         assert client.nodes.get(other).state == nodes_pb2.NODE_STATE_CORDONED
         try:
-            done = wait_state(client, job.name, "SUCCEEDED", seconds=120)
+            done = wait_state(client, job.name, "SUCCEEDED", seconds=300)
         finally:
             client.nodes.uncordon(other)
         assert [list(attempt.nodes) for attempt in done.attempts()] == [[first], [other], [first]]

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.support.jobs import spec, wait_state
+from tests.support.jobs import spec, wait_points, wait_state
 from tests.support.platform import Platform
 from tunesmith import InvalidArgument
 
@@ -20,6 +20,7 @@ def trained(embedded_platform: Platform) -> Any:
     with embedded_platform.client() as client:
         wanted = spec(20, learning_rate=3e-2, eval_every_steps=5, eval_fraction=0.2)
         job = wait_state(client, client.jobs.submit(wanted).name, "SUCCEEDED")
+        wait_points(client, job.name, 20)
         return client.models.version(job.proto.model_version)
 
 
@@ -31,13 +32,19 @@ def test_an_export_has_the_curves_and_a_merged_one_loads_by_itself(
     assert done.returncode == 0, done.stderr
     _check_picture(tmp_path / "plain")
     merged = platform.run(
-        "models", "export", name, str(tmp_path / "merged"), "--format", "merged", seconds=180
+        "models", "export", name, str(tmp_path / "merged"), "--format", "merged", seconds=400
     )
     assert merged.returncode == 0, merged.stderr
     assert f"{name} as system-merged@1" in " ".join(merged.stdout.split())
     _check_picture(tmp_path / "merged")  # of the job that trained it, not of the one that merged
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
     assert _loads(tmp_path / "merged")
+    single = tmp_path / "bot.gguf"
+    written = platform.run("models", "export", name, str(single), "--format", "gguf", "--weights", "float32")
+    assert written.returncode == 0, written.stderr
+    assert _answers(tmp_path, gguf_file=single.name) == _answers(tmp_path / "merged")
+    twice = platform.run("models", "export", name, str(single), "--format", "gguf")
+    assert (twice.returncode, "is there already" in twice.stderr) == (1, True)
     again = platform.run("models", "merge", name, "--json")
     assert json.loads(again.stdout)["version"] == "1", "what was merged before is taken"
     assert "intact" in platform.run("verify", str(tmp_path / "merged")).stdout
@@ -56,6 +63,17 @@ def _check_picture(folder: Path) -> None:
     assert any(word.startswith("train/loss, last ") for word in words)
     assert any(word.startswith("eval/loss, last ") for word in words)
     assert {"step", "loss"} <= set(words)
+
+
+def _answers(folder: Path, **how: Any) -> list[list[float]]:
+    """What a model says of a few tokens, loaded by plain transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32, **how)
+    with torch.no_grad():
+        found: list[list[float]] = model(torch.tensor([[5, 6, 7, 8]])).logits[0].tolist()
+    return found
 
 
 def _loads(folder: Path) -> bool:

@@ -49,7 +49,7 @@ def closes_for(platform: Platform, client: Client, gpus: Gpus) -> None:
             shown = sorted(each.type for each in node.conditions if each.type.startswith("Fault/"))
             return node if node.state == state and shown == sorted(faults) else None
 
-        return wait_for(look, 20, f"state {state} with {faults}")
+        return wait_for(look, 90, f"state {state} with {faults}")
 
     become(READY)
     gpus.play({"xids": [79]})
@@ -60,7 +60,7 @@ def closes_for(platform: Platform, client: Client, gpus: Gpus) -> None:
     # The operator is heeded while it goes on in the same words, whatever else changes meanwhile.
     client.nodes.uncordon("sick")
     gpus.play({"xids": [79, 31]})
-    wait_for(lambda: "XID 31" in str(become(READY, "Fault/GPU_XID/1").conditions), 20, "the harmless one")
+    wait_for(lambda: "XID 31" in str(become(READY, "Fault/GPU_XID/1").conditions), 90, "the harmless one")
     gpus.play({"xids": [79, 31], "figures": {"temperature_celsius": 99.0}})
     become(CORDONED, "Fault/GPU_HOT/1", "Fault/GPU_XID/1")
     client.nodes.uncordon("sick")
@@ -76,7 +76,7 @@ def curves_are_there(platform: Platform, client: Client) -> None:
     def stored() -> bool:
         return "gpu1/xid_errors" in client.nodes.series("sick", "gpu*/xid_errors")
 
-    wait_for(stored, 20, "the node's series")
+    wait_for(stored, 90, "the node's series")
     found = client.nodes.series("sick", "gpu*/power_watts", "cpu/percent")
     assert sorted(found) == ["cpu/percent", "gpu0/power_watts", "gpu1/power_watts"]
     assert set(found["gpu0/power_watts"].values) == {71.5}

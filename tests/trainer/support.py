@@ -18,7 +18,7 @@ from tests.support.spool import step_records
 from tunesmith_trainer import artifact
 
 TRAINER = Path(__file__).parents[2] / "trainer"
-DEADLINE_SECONDS = 150.0
+DEADLINE_SECONDS = 300.0
 
 CONVERSATIONS = [
     {

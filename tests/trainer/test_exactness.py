@@ -18,8 +18,8 @@ Start = Callable[..., Trainer]
 MakeRun = Callable[..., Path]
 
 LORA = support.spec(max_steps="40", checkpoint_every_steps="3", eval_every_steps="5", eval_fraction=0.2)
-BFLOAT16 = support.spec(max_steps="24", checkpoint_every_steps="3", precision="PRECISION_BFLOAT16")
-FULL = support.spec({"full": {}}, max_steps="24", checkpoint_every_steps="3", learning_rate=0.001)
+BFLOAT16 = support.spec(max_steps="40", checkpoint_every_steps="3", precision="PRECISION_BFLOAT16")
+FULL = support.spec({"full": {}}, max_steps="40", checkpoint_every_steps="3", learning_rate=0.001)
 
 
 def more_records(run: Path, known: int) -> bool:
@@ -63,7 +63,7 @@ def test_killed_anywhere_ends_bit_identical(
 
 
 def test_stopped_and_resumed_in_another_folder_ends_bit_identical(make_run: MakeRun, start: Start) -> None:
-    job = support.spec(max_steps="60", checkpoint_every_steps="0")
+    job = support.spec(max_steps="120", checkpoint_every_steps="0")
     calm, first = make_run(job, "calm"), make_run(job, "first")
     assert start(calm).end() == 0, support.log_of(calm)
     trainer = start(first)
@@ -72,7 +72,7 @@ def test_stopped_and_resumed_in_another_folder_ends_bit_identical(make_run: Make
     assert trainer.end() == 75, support.log_of(first)
     assert support.finished(first)["result"] == "checkpointed"
     step = support.status(first)["step"]
-    assert 5 <= step < 60
+    assert 5 <= step < 120
     (saved,) = support.checkpoints(first)
     assert saved.name == f"step-{step:08d}"
     second = make_run(job, "second", epoch=2, checkpoint=support.checkpoint_of(saved, step))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.trainer import support
-from tunesmith_trainer import artifact
+from tunesmith_trainer import artifact, data
 
 Train = Callable[..., int]
 MakeRun = Callable[..., Path]
@@ -102,6 +103,42 @@ def test_input_that_is_not_what_its_manifest_says_is_refused(
     # Not the user's fault: the node's copy is bad, and another attempt fetches it anew.
     assert (record["failure_class"], record["reason"]) == ("INFRA", "INPUT_DAMAGED")
     assert "data.jsonl" in record["message"]
+
+
+def _replace(path: Path) -> None:
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:-20])
+
+
+def _overwrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"{")
+        file.seek(0)
+        file.write(b"x")
+
+
+@pytest.mark.parametrize("damage", [_replace, _overwrite, Path.unlink])
+def test_input_that_is_damaged_after_its_check_is_not_the_users_fault(
+    tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    dataset = support.write_dataset(tmp_path / "data", support.CONVERSATIONS)
+    digest = support.digest_of(dataset)
+
+    def read() -> None:
+        with artifact.steady((dataset, digest)):
+            damage(dataset / "data.jsonl")
+            list(data.rows(dataset))  # whatever it makes of it: a bad row, fewer rows, no file
+
+    with pytest.raises(artifact.DamagedError):
+        read()
+
+
+def test_input_that_others_touch_is_as_good_as_before(tmp_path: Path) -> None:
+    dataset = support.write_dataset(tmp_path / "data", support.CONVERSATIONS)
+    with artifact.steady((dataset, support.digest_of(dataset))):
+        os.utime(dataset / "data.jsonl", (1, 1))
+        assert len(list(data.rows(dataset))) == len(support.CONVERSATIONS)
 
 
 @pytest.mark.parametrize(

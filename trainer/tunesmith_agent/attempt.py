@@ -111,10 +111,13 @@ class Attempt:
 
     def kill(self) -> None:
         """Ends the processes at once."""
+        self._group.kill()
         if not self.notes.told_to_kill:
             self.notes.told_to_kill = True
-            self.folder.save(self.notes)
-        self._group.kill()
+            try:
+                self.folder.save(self.notes)
+            except OSError as error:  # the next agent is told again: its attempt was replaced
+                log.warning("an end cannot be noted", extra={"job": self.notes.job, "problem": str(error)})
 
     async def drive(self) -> None:
         """Sees the attempt through. Returns when its end was reported, or when it was found replaced."""

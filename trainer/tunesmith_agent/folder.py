@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,15 +112,13 @@ class RunFolder:
 
     def checkpoints(self, after_step: int) -> list[dict[str, Any]]:
         """Returns the complete checkpoints beyond a step in the form of their events, oldest first."""
-        found: list[dict[str, Any]] = [
-            {
-                "path": f"checkpoints/{manifest.parent.name}",
-                "step": int(manifest.parent.name.removeprefix("step-")),
-                "size_bytes": sum(file.stat().st_size for file in manifest.parent.iterdir()),
-                "time": manifest.stat().st_mtime,
-            }
-            for manifest in sorted(self.path.glob("checkpoints/step-*/manifest.json"))
-        ]
+        found: list[dict[str, Any]] = []
+        for manifest in sorted(self.path.glob("checkpoints/step-*/manifest.json")):
+            step = int(manifest.parent.name.removeprefix("step-"))
+            with suppress(FileNotFoundError):  # the trainer goes on, and has just replaced it by a newer one
+                size_bytes = sum(file.stat().st_size for file in manifest.parent.iterdir())
+                path, made = f"checkpoints/{manifest.parent.name}", manifest.stat().st_mtime
+                found.append({"path": path, "step": step, "size_bytes": size_bytes, "time": made})
         return [checkpoint for checkpoint in found if checkpoint["step"] > after_step]
 
     def write_run(

@@ -22,6 +22,7 @@ def progress_of(status: dict[str, Any]) -> state_pb2.Progress:
         tokens_per_second=status.get("tokens_per_second") or 0.0,
         phase=status.get("phase") or "",
         eval_loss=status.get("eval_loss"),
+        eval_scores=status.get("eval_scores") or {},
         checkpoint_seconds=status.get("checkpoint_seconds") or 0.0,
         training_seconds=status.get("training_seconds") or 0.0,
         skipped_steps=status.get("skipped_steps") or 0,

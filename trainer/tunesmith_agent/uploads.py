@@ -45,8 +45,8 @@ class Uploads:
             try:
                 await self._upload(event)
             except Exception as error:
-                if not fenced(error):
-                    raise
+                if not fenced(error):  # a full disk, say: the next ones, and the attempt's end, wait for us
+                    log.exception("a checkpoint is not reported", extra={"path": event["path"]})
             finally:
                 self._waiting.task_done()
 
@@ -77,7 +77,8 @@ class Uploads:
             epoch=self._notes.epoch,
             digest=digest,
             size_bytes=event["size_bytes"],
-            eval_loss=_eval_loss(path),
+            eval_loss=_property(path, "eval_loss"),
+            judged=_property(path, "judged"),
         )
         checkpoint.create_time.FromMilliseconds(int(event["time"] * 1000))
         await self._report(checkpoint)
@@ -85,10 +86,10 @@ class Uploads:
         self._notes.reported_step = max(self._notes.reported_step, event["step"])
 
 
-def _eval_loss(path: Path) -> float | None:
-    """Returns the loss of the evaluation the checkpoint was made after, if there was one."""
+def _property(path: Path, name: str) -> float | None:
+    """Returns a figure of the evaluation the checkpoint was made after, if there was one."""
     try:
         properties = json.loads((path / "manifest.json").read_bytes())["properties"]
-        return float(properties["eval_loss"]) if "eval_loss" in properties else None
+        return float(properties[name]) if name in properties else None
     except (OSError, ValueError, KeyError):
         return None  # removed by the retention rules while it was stored

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -113,6 +114,37 @@ def verify(folder: Path, digest: str = "") -> Artifact:
     if extra := sorted(present - listed - {MANIFEST}):
         raise DamagedError(f"{folder / extra[0]} is not listed in {MANIFEST}")
     return Artifact(folder, actual, size + len(raw), manifest["kind"], manifest["properties"])
+
+
+@contextmanager
+def steady(*artifacts: tuple[Path, str]) -> Iterator[None]:
+    """Check folders against their digests, and afterwards that the block has read what was checked.
+
+    Whatever goes wrong in the block, a folder that has changed meanwhile is the reason.
+    Raises DamagedError.
+    """
+    marks = [_marks(folder) for folder, _ in artifacts]
+    for folder, digest in artifacts:
+        verify(folder, digest)
+    try:
+        yield
+    finally:
+        for (folder, digest), before in zip(artifacts, marks, strict=True):
+            after = _marks(folder)
+            if after.keys() != before.keys():
+                raise DamagedError(f"{folder} was changed while it was read")
+            if after != before:  # whoever shares the blobs may have touched them, which changes nothing
+                verify(folder, digest)
+
+
+def _marks(folder: Path) -> dict[tuple[str, int, int], int]:
+    """What tells that a file was replaced (name, inode, size) or written to (its last time, nanoseconds)."""
+    found = {}
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            stat = path.stat()
+            found[path.relative_to(folder).as_posix(), stat.st_ino, stat.st_size] = stat.st_mtime_ns
+    return found
 
 
 def _parse(folder: Path, raw: bytes) -> dict[str, Any]:

@@ -85,12 +85,12 @@ class Keeper:
     def is_best(self, progress: Progress) -> bool:
         """Whether the evaluation that just ended is among the best that are to be kept."""
         keep = self._training.keep_best_checkpoints
-        if not keep or progress.evaluated_step != progress.step or progress.eval_loss is None:
+        if not keep or progress.evaluated_step != progress.step or progress.judged is None:
             return False
-        losses = [
-            loss for _, path in writer.own(self._folder) if (loss := writer.eval_loss(path)) is not None
+        figures = [
+            figure for _, path in writer.own(self._folder) if (figure := writer.judged(path)) is not None
         ]
-        return len(losses) < keep or progress.eval_loss < sorted(losses)[keep - 1]
+        return len(figures) < keep or progress.judged < sorted(figures)[keep - 1]
 
     def snapshot_due(self) -> bool:
         """Whether the state is to be copied into memory now."""
@@ -165,6 +165,8 @@ class Keeper:
         properties = {"step": str(progress.step), "epoch": f"{epoch:.6g}", **self.identity.properties}
         if progress.eval_loss is not None and progress.evaluated_step == progress.step:
             properties["eval_loss"] = repr(progress.eval_loss)
+            if progress.judged is not None and progress.judged != progress.eval_loss:
+                properties["judged"] = repr(progress.judged)
         return {
             "source": source,
             "at": at,

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 
 from tunesmith_trainer import adapters, artifact, environment
-from tunesmith_trainer.evaluation.stage import Stage, verify
+from tunesmith_trainer.evaluation.stage import Stage, steady
 from tunesmith_trainer.export import save_adapter
 from tunesmith_trainer.failure import invalid_input
 from tunesmith_trainer.fields import Fields
@@ -57,22 +57,21 @@ def export(run: Run, events: Reporter) -> None:
     if source is None:
         raise spec.error("target", target.name, "name a version or a checkpoint; a base model is as it is")
     environment.pin(environment.threads_of(0, 1))
-    verify(run.base_model, "base model")
-    check_folder(run.base_model.path)
-    verify(source, target.name)
-    full = adapters.is_full(source.path)
-    wanted = _format(spec, full, target.name)
-    weights = spec.choice("weights", Weights)
-    properties = _properties(run, source, target.name, full, wanted, weights)
+    with steady((run.base_model, "base model"), (source, target.name)):
+        check_folder(run.base_model.path)
+        full = adapters.is_full(source.path)
+        wanted = _format(spec, full, target.name)
+        weights = spec.choice("weights", Weights)
+        properties = _properties(run, source, target.name, full, wanted, weights)
 
-    def fill(folder: Path) -> None:
-        if wanted is Format.ADAPTER:
-            _adapter(run, source, folder)
-        else:
-            _merged(run, weights, folder)
+        def fill(folder: Path) -> None:
+            if wanted is Format.ADAPTER:
+                _adapter(run, source, folder)
+            else:
+                _merged(run, weights, folder)
 
-    with span(events, "export", format=wanted):
-        artifact.write(run.folder / "output", "model", properties, fill)
+        with span(events, "export", format=wanted):
+            artifact.write(run.folder / "output", "model", properties, fill)
 
 
 def _format(spec: Fields, full: bool, name: str) -> Format:

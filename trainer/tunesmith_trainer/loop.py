@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from tunesmith_trainer import resume
+from tunesmith_trainer.answers import LOSS
 from tunesmith_trainer.control import Control, StopWanted
 from tunesmith_trainer.data import Batch, Micro
 from tunesmith_trainer.evaluate import held_out_loss
@@ -38,7 +39,6 @@ _TRAIN_KEYS = (
     "train/epoch",
     "train/num_tokens",
 )
-_EVAL_KEYS = ("eval/loss",)
 
 
 class Loop:
@@ -194,9 +194,13 @@ class Loop:
         session = self.session
         with span(session.events, "evaluate", step=progress.step):
             loss = held_out_loss(session, progress, self._enter, self._wishes.exchange)
+            answers = session.answers
+            scores = answers.judge(self._enter, self._wishes.exchange) if answers is not None else {}
         if session.metrics is not None:
-            session.metrics.write(progress.step, _EVAL_KEYS, (loss,))
-        progress.count_evaluation(loss, self._training.early_stopping_min_delta)
+            keys = (LOSS, *(f"eval/{name}" for name in scores))
+            session.metrics.write(progress.step, keys, (loss, *scores.values()))
+        judged = answers.figure(loss, scores) if answers is not None else loss
+        progress.count_evaluation(loss, scores, judged, self._training.early_stopping_min_delta)
         progress.stopped_early = self._out_of_patience()
         self._gauge.restart()
 
@@ -339,6 +343,7 @@ class Loop:
             "loss": progress.loss,
             "first_loss": progress.first_loss,
             "eval_loss": progress.eval_loss,
+            "eval_scores": progress.eval_scores,
             "tokens_per_second": gauge.tokens_per_second,
             "eta_seconds": None if pace is None else pace * (total - progress.step),
             "resumed_step": resumed[0],

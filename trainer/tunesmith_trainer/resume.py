@@ -124,14 +124,16 @@ def _candidate(run: Run, identity: Identity, path: Path, step: int, digest: str 
 
 
 def _of_checkpoint(run: Run, identity: Identity, path: Path, digest: str | None) -> Found:
-    artifact.verify(path, digest or "")
     try:
-        record: dict[str, Any] = json.loads((path / writer.STATE).read_bytes())
-        drift = identity.check(record, forked=run.forked, accept_drift=run.accept_drift)
-        progress = Progress.from_json(record["progress"])
-        files = sorted(path.glob("*.safetensors"))
-        tensors = {f"{file.stem}/{name}": item for file in files for name, item in load_file(file).items()}
-    except TrainerError:
+        with artifact.steady((path, digest or "")):
+            record: dict[str, Any] = json.loads((path / writer.STATE).read_bytes())
+            drift = identity.check(record, forked=run.forked, accept_drift=run.accept_drift)
+            progress = Progress.from_json(record["progress"])
+            files = sorted(path.glob("*.safetensors"))
+            tensors = {
+                f"{file.stem}/{name}": item for file in files for name, item in load_file(file).items()
+            }
+    except (TrainerError, DamagedError):
         raise
     except Exception as error:  # hashes hold, so it was written by something else
         raise DamagedError(f"{path} cannot be read: {error!r}") from error

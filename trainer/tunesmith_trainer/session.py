@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 
 from tunesmith_trainer import artifact, environment, model
+from tunesmith_trainer.answers import Answers, plan_of
 from tunesmith_trainer.artifact import DamagedError
 from tunesmith_trainer.checkpoint import Keeper
-from tunesmith_trainer.data import Course, Example, Row, rows, split
+from tunesmith_trainer.data import Course, Example, rows, split
 from tunesmith_trainer.failure import FailureClass, TrainerError
 from tunesmith_trainer.feed import Feed
 from tunesmith_trainer.group import Group, join
@@ -41,6 +43,7 @@ class Session:
     state: TrainedState
     identity: Identity
     keeper: Keeper | None
+    answers: Answers | None = None
 
     @property
     def course(self) -> Course:
@@ -57,14 +60,18 @@ def open_session(run: Run, events: Reporter) -> Session:
     environment.pin(threads)
     group = join(run.folder / "rendezvous", run.rank, run.world_size, device, run.rendezvous)
     recipe = recipe_of(run.spec.method)
-    with span(events, "load_model") as attributes:
-        _verify(run.base_model, "base model")  # first: a damaged copy is the node's fault, not the model's
-        model.check_folder(run.base_model.path)
-        _verify(run.dataset, "dataset")
-        loaded = model.load(run.base_model.path, run.spec, device)
-        attributes.update(device=str(device), threads=threads)
-    examples = recipe.prepare(_rows(run), loaded.tokenizer, training.max_length, events)
+    template = run.prompt_template
+    # Before anything is made of it: a damaged copy is the node's fault, not the model's or the data's.
+    with _steady(run.base_model, run.dataset, *([template] if template else [])):
+        with span(events, "load_model") as attributes:
+            model.check_folder(run.base_model.path)
+            loaded = model.load(run.base_model.path, run.spec, device)
+            attributes.update(device=str(device), threads=threads)
+        read = rows(run.dataset.path, template.path if template else None)
+        examples = recipe.prepare(read, loaded.tokenizer, training.max_length, events)
     train, held_out = split(examples, training.eval_fraction, training.seed)
+    wanted = plan_of(run)
+    answers = Answers(run, wanted, loaded, group, held_out) if wanted is not None else None
     parameters = loaded.trainable()
     optimizer = _optimizer(parameters, training)
     identity = Identity(
@@ -92,15 +99,8 @@ def open_session(run: Run, events: Reporter) -> Session:
         state=TrainedState(parameters, optimizer),
         identity=identity,
         keeper=Keeper(run, identity, events) if group.leads else None,
+        answers=answers,
     )
-
-
-def _rows(run: Run) -> Iterator[Row]:
-    template = run.prompt_template
-    if template is None:
-        return rows(run.dataset.path)
-    _verify(template, "prompt template")
-    return rows(run.dataset.path, template.path)
 
 
 def _as_before(run: Run) -> Run:
@@ -126,16 +126,19 @@ def _as_before(run: Run) -> Run:
     return replace(run, spec=replace(run.spec, training=training))
 
 
-def _verify(source: Source, what: str) -> None:
+@contextmanager
+def _steady(*inputs: Source) -> Iterator[None]:
+    """Check inputs, and that what the block reads of them is what was checked."""
     try:
-        artifact.verify(source.path, source.digest)
+        with artifact.steady(*((source.path, source.digest) for source in inputs)):
+            yield
     except DamagedError as error:
         # The registry hashed it when it came in: what is wrong is this node's copy, not what the user gave.
         raise TrainerError(
             FailureClass.INFRA,
             "INPUT_DAMAGED",
-            f"the {what} is not what its manifest says: {error}",
-            f"another attempt brings the {what} to the node anew; check the node's disk",
+            f"an input is not what its manifest says: {error}",
+            "another attempt brings it to the node anew; check the node's disk",
         ) from error
 
 

@@ -19,7 +19,8 @@ class Progress:
     """Where a run stands, and the sums it has not reported yet.
 
     `evaluated` and `eval_sum` are the micro-batches of an unfinished evaluation and their loss; `partial`
-    says what each rank has of an unfinished step (gradient.py).
+    says what each rank has of an unfinished step (gradient.py). `judged` is what the best checkpoint and
+    early stopping go by: the loss of the newest evaluation, or a scorer's metric; smaller is better.
     """
 
     step: int = 0
@@ -38,6 +39,8 @@ class Progress:
     eval_sum: float = 0.0
     stopping_loss: float | None = None
     num_worse: int = 0
+    judged: float | None = None
+    eval_scores: dict[str, float] = field(default_factory=dict)
     stopped_early: bool = False
     skipped_steps: int = 0
     partial: list[dict[str, Any]] = field(default_factory=list)
@@ -62,14 +65,16 @@ class Progress:
         known = {field.name for field in fields(cls)}
         return cls(**{key: value for key, value in record.items() if key in known})
 
-    def count_evaluation(self, loss: float, min_delta: float) -> None:
+    def count_evaluation(
+        self, loss: float, scores: Mapping[str, float], judged: float, min_delta: float
+    ) -> None:
         """Take the result of an evaluation, and whether it was better than the best so far by `min_delta`."""
-        self.eval_loss = loss
+        self.eval_loss, self.eval_scores, self.judged = loss, dict(scores), judged
         self.best_eval_loss = loss if self.best_eval_loss is None else min(loss, self.best_eval_loss)
         self.evaluated_step = self.step
         self.evaluated, self.eval_sum = 0, 0.0
-        if self.stopping_loss is None or loss < self.stopping_loss - min_delta:
-            self.stopping_loss, self.num_worse = loss, 0
+        if self.stopping_loss is None or judged < self.stopping_loss - min_delta:
+            self.stopping_loss, self.num_worse = judged, 0
         else:
             self.num_worse += 1
 

@@ -107,20 +107,21 @@ def own(folder: Path) -> list[tuple[int, Path]]:
 
 
 def superfluous(folder: Path, keep: int, keep_best: int) -> list[Path]:
-    """The checkpoints beyond the newest, `keep` before it, and the `keep_best` of least evaluation loss."""
+    """The checkpoints beyond the newest, `keep` before it, and the `keep_best` that were judged best."""
     found = own(folder)
     old = [path for _, path in found[: -1 - keep]]
     if not keep_best:
         return old
-    ranked = sorted((loss, step, path) for step, path in found if (loss := eval_loss(path)) is not None)
+    ranked = sorted((figure, step, path) for step, path in found if (figure := judged(path)) is not None)
     best = {path for _, _, path in ranked[:keep_best]}
     return [path for path in old if path not in best]
 
 
-def eval_loss(path: Path) -> float | None:
-    """The evaluation loss of a checkpoint made right after an evaluation; None for others."""
+def judged(path: Path) -> float | None:
+    """What a checkpoint made right after an evaluation is compared by, smaller is better; None for others."""
     try:
-        return float(json.loads((path / artifact.MANIFEST).read_bytes())["properties"]["eval_loss"])
+        properties = json.loads((path / artifact.MANIFEST).read_bytes())["properties"]
+        return float(properties["judged"] if "judged" in properties else properties["eval_loss"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -29,6 +29,9 @@ COMMANDS = {
         "Jobs", "tunesmith.cli.metrics:metrics", "Show the curves of a job, or write them into a file."
     ),
     "runs": _Entry("Jobs", "tunesmith.cli.runs:runs", "List jobs by their results and settings."),
+    "sync": _Entry(
+        "Jobs", "tunesmith.cli.sync:sync", "Send what your own programs recorded without the server."
+    ),
     "pause": _Entry("Jobs", "tunesmith.cli.lifecycle:pause", "Let a job rest with a checkpoint."),
     "resume": _Entry("Jobs", "tunesmith.cli.lifecycle:resume", "Queue a paused job again."),
     "cancel": _Entry("Jobs", "tunesmith.cli.lifecycle:cancel", "End a job, with a checkpoint or at once."),
@@ -75,6 +78,8 @@ COMMANDS = {
     "alerts": _Entry("Fleet", "tunesmith.cli.alerts:alerts", "Alert rules, what they found, who is told."),
     "nodes": _Entry("Fleet", "tunesmith.cli.nodes:nodes", "The machines of the fleet: list, close, open."),
     "quota": _Entry("Fleet", "tunesmith.cli.quota:quota", "What the project may use of the fleet."),
+    "profile": _Entry("Help", "tunesmith.cli.profiles:profile", "Servers you use, each under a name."),
+    "doctor": _Entry("Help", "tunesmith.cli.doctor:doctor", "Check this installation, and say what to mend."),
     "version": _Entry("Help", "tunesmith.cli.about:version", "Print the versions of client and server."),
     "completion": _Entry(
         "Help", "tunesmith.cli.about:completion", "Print the completion script of your shell."
@@ -95,7 +100,9 @@ class _LazyGroup(click.Group):
         module, _, attribute = entry.target.partition(":")
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command), f"{entry.target} is no command"
-        return command
+        from tunesmith.cli.output import add_option
+
+        return add_option(command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -130,14 +137,17 @@ class _LazyGroup(click.Group):
 )
 @click.option("--token", help="Your token. Default: TUNESMITH_TOKEN, else the profile `tunesmith up` wrote.")
 @click.option("--project", help="The project. Default: TUNESMITH_PROJECT, else the profile, else `default`.")
+@click.option("--profile", help="The profile. Default: TUNESMITH_PROFILE, else `tunesmith profile use`.")
 @click.pass_context
-def cli(ctx: click.Context, address: str | None, token: str | None, project: str | None) -> None:
+def cli(
+    ctx: click.Context, address: str | None, token: str | None, project: str | None, profile: str | None
+) -> None:
     """Fine-tune language models on your own machines.
 
-    Every listing takes --json. Exit codes: 0 done, 1 error, 2 wrong usage, 3 not found, 4 the job failed,
-    5 server unavailable, 130 interrupted.
+    Every listing takes --json and --output. Exit codes: 0 done, 1 error, 2 wrong usage, 3 not found,
+    4 the job failed, 5 server unavailable, 130 interrupted.
     """
-    ctx.obj = {"address": address, "token": token, "project": project}
+    ctx.obj = {"address": address, "token": token, "project": project, "profile": profile}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from tunesmith import __version__
+from tunesmith.cli.output import print_data
 from tunesmith.cli.session import connect
 from tunesmith.errors import TunesmithError
 
@@ -26,7 +25,7 @@ def version(ctx: click.Context, as_json: bool, client_only: bool) -> None:
             # No server is no failure here: the client's version was asked for as well.
             trouble = error.message
     if as_json:
-        click.echo(json.dumps({"client": __version__, "server": server or None}))
+        print_data({"client": __version__, "server": server or None})
         return
     click.echo(f"client {__version__}")
     if not client_only:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from tunesmith import names
 from tunesmith.api.metrics.v1 import rules_pb2
 from tunesmith.cli import text
+from tunesmith.cli.output import print_data
 from tunesmith.cli.session import connect, console
 from tunesmith.cli.table import print_json, print_json_line, print_table
 
@@ -125,13 +126,12 @@ def rules(ctx: click.Context, as_json: bool) -> None:
 @click.pass_context
 def apply(ctx: click.Context, file: Path, prune: bool, dry_run: bool, as_json: bool) -> None:
     """Bring rules and channels in line with the YAML FILE; doing it again changes nothing."""
-    import json
 
     with connect(ctx) as client:
         done = client.alerts.apply(file, prune=prune, dry_run=dry_run)
     if as_json:
         rows = [{"kind": d.kind, "name": d.name, "change": d.change, "fields": list(d.fields)} for d in done]
-        click.echo(json.dumps(rows, indent=2))
+        print_data(rows)
         return
     styles = {"created": "green", "changed": "yellow", "deleted": "red", "unchanged": "dim"}
     print_table(

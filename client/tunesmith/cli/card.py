@@ -28,6 +28,9 @@ def print_card(job: jobs_pb2.Job, attempts: Sequence[state_pb2.Attempt]) -> None
             ("dataset", escape(_dataset(job))),
             ("training", escape(_training(job)) if _trains(job) else ""),
             ("works on", escape(", ".join(each.name for each in job.targets)) if not _trains(job) else ""),
+            ("program", escape(text.one_line(job.spec.external.program))),
+            ("on", escape(text.one_line(job.spec.external.host))),
+            ("config", escape(_config(job))),
             ("progress", _progress(job)),
             ("loss", _loss(job)),
             ("checkpoint", _checkpoint(job)),
@@ -110,12 +113,12 @@ def _training(job: jobs_pb2.Job) -> str:
 def _progress(job: jobs_pb2.Job) -> str:
     done = job.progress
     if not done.total_steps:
-        return ""
+        return f"step {done.step:,}" if done.step else ""
     left = "" if job.terminal or not done.HasField("eta") else text.duration(done.eta.ToSeconds()) + " left"
     pace = f"{done.tokens_per_second:,.0f} tokens/s" if done.tokens_per_second else ""
     parts = [
         f"step {done.step:,} of {done.total_steps:,} ({text.percent(job)})",
-        f"epoch {done.epoch:.2f}",
+        f"epoch {done.epoch:.2f}" if not job.spec.HasField("external") else "",
         pace,
         left,
     ]
@@ -123,11 +126,17 @@ def _progress(job: jobs_pb2.Job) -> str:
 
 
 def _trains(job: jobs_pb2.Job) -> bool:
-    return not (job.spec.HasField("evaluation") or job.spec.HasField("export"))
+    spec = job.spec
+    return not (spec.HasField("evaluation") or spec.HasField("export") or spec.HasField("external"))
+
+
+def _config(job: jobs_pb2.Job) -> str:
+    config = job.spec.external.config
+    return " ".join(f"{key}={text.one_line(config[key])}" for key in sorted(config))
 
 
 def _loss(job: jobs_pb2.Job) -> str:
-    if not job.progress.step or not _trains(job):
+    if not job.progress.step or not (_trains(job) or job.progress.first_loss):
         return ""
     held_out = f", held out {text.loss(job.progress.eval_loss)}" if job.progress.HasField("eval_loss") else ""
     return f"{text.loss(job.progress.first_loss)} → {text.loss(job.progress.loss)}{held_out}"

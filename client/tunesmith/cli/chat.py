@@ -14,6 +14,7 @@ from tunesmith import names
 from tunesmith.api.registry.v1 import chat_pb2
 from tunesmith.chat import Reply
 from tunesmith.cli.failure import show
+from tunesmith.cli.output import print_data
 from tunesmith.cli.session import connect, console
 from tunesmith.errors import TunesmithError
 
@@ -145,7 +146,7 @@ def _once(talk: Talk, message: str, as_json: bool) -> None:
         if response.delta and not as_json and not several:
             click.echo(response.delta, nl=False)
     if as_json:
-        click.echo(json.dumps([_as_dict(reply) for reply in replies.values()], indent=2, ensure_ascii=False))
+        print_data([_as_dict(reply) for reply in replies.values()])
         return
     if not several:
         click.echo()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.markup import escape
 
-from tunesmith import merging
+from tunesmith import gguf, merging
 from tunesmith.cli.session import connect, console
 from tunesmith.cli.stages import short
 from tunesmith.cli.table import print_json
@@ -18,32 +18,45 @@ if TYPE_CHECKING:
     from tunesmith.client import Client
 
 _WEIGHTS = click.Choice(["float32", "bfloat16"])
+_GGUF_WEIGHTS = click.Choice(["float32", "bfloat16", "float16", "q8_0"])
 
 
 @click.command()
 @click.argument("version", metavar="MODEL@VERSION")
-@click.argument("to", metavar="FOLDER", type=click.Path(path_type=Path))
-@click.option("--format", "form", default="adapter", type=click.Choice(["adapter", "merged", "tar"]),
+@click.argument("to", metavar="FOLDER|FILE", type=click.Path(path_type=Path))
+@click.option("--format", "form", default="adapter", type=click.Choice(["adapter", "merged", "gguf", "tar"]),
               show_default=True, help="A folder with the files as they are, one with the adapter worked into "
-              "the base model (by a job), or the archive itself.")  # fmt: skip
-@click.option("--weights", type=_WEIGHTS, help="Of a merged model. Default float32.")
+              "the base model (by a job), that as one GGUF file, or the archive itself.")  # fmt: skip
+@click.option("--weights", type=_GGUF_WEIGHTS, help="Of a merged model: float32 (default) or bfloat16. "
+              "Of a GGUF file all four; default bfloat16.")  # fmt: skip
 @click.pass_context
 def export(ctx: click.Context, version: str, to: Path, form: str, weights: str | None) -> None:
     """Take a version away: its files with manifest, card, curves, receipts and public key.
 
     The folder loads with plain transformers and PEFT, a merged one with transformers alone, and `tunesmith
-    verify FOLDER` checks it anywhere. An interrupted download goes on where it stopped. GGUF is not made.
+    verify FOLDER` checks it anywhere. An interrupted download goes on where it stopped. GGUF is written here,
+    for models of Llama's architecture, and needs `tunesmith[trainer]`.
 
     \b
     Examples:
       tunesmith models export support-bot@3 ./support-bot
       tunesmith models export support-bot@production ./merged --format merged --weights bfloat16
+      tunesmith models export support-bot@production ./support-bot.gguf --format gguf --weights q8_0
     """
+    if form != "gguf" and weights in ("float16", "q8_0"):
+        raise click.UsageError(f"--weights {weights} goes with --format gguf only")
     with connect(ctx) as client:
-        wanted = _merged(client, version, "", weights or "") if form == "merged" else version
+        if form == "gguf":
+            gguf.need_writer(to)  # before a job is submitted for nothing
+        # A merged model is the sum in 32 bits: rounded once, when the file is written.
+        merge_as = {"merged": weights or "", "gguf": ""}
+        wanted = _merged(client, version, "", merge_as[form]) if form in merge_as else version
         with upload_bar(f"downloading {version}") as on_progress:
-            take = client.exports.download if form == "tar" else client.exports.save
-            take(wanted, to, on_progress=on_progress)
+            if form == "gguf":
+                client.exports.save_gguf(wanted, to, weights=weights or "bfloat16", on_progress=on_progress)
+            else:
+                take = client.exports.download if form == "tar" else client.exports.save
+                take(wanted, to, on_progress=on_progress)
     told = version if wanted == version else f"{version} as {short(wanted)}"
     console().print(f"[green]exported[/green] [bold]{escape(told)}[/bold] to {escape(str(to))}")
 

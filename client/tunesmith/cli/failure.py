@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import traceback
 
@@ -71,5 +72,9 @@ def _unexpected(error: BaseException) -> None:
     if os.environ.get("TUNESMITH_DEBUG"):
         click.echo("".join(traceback.format_exception(error)), err=True)
     text = " ".join(str(error).split()) or "no message"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        say("error:", f"the disk is full: {error.filename or 'no file is named'}", "red")
+        detail("remedy:", "free some space, then try again")
+        return
     say("error:", f"this is a bug of Tunesmith: {type(error).__name__}: {text}", "red")
     detail("remedy:", "run it again with TUNESMITH_DEBUG=1 and report what it prints")

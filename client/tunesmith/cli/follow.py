@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from tunesmith.api.jobs.v1 import jobs_pb2, state_pb2
 from tunesmith.cli.failure import JOB_FAILED, detail, say
-from tunesmith.cli.session import connect
+from tunesmith.cli.session import connect, console
 
 if TYPE_CHECKING:
     from tunesmith.faces import Sync
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON per update.")
 @click.pass_context
 def watch(ctx: click.Context, job: str, as_json: bool) -> int:
-    """Follow JOB live to its end: progress, loss, tokens per second, time left.
+    """Follow JOB live to its end: progress, time left, loss, its node, its log, what happens.
 
+    It takes the whole screen of a terminal of 60 x 18 characters or more, and some lines of a smaller one.
     Into a pipe it prints a plain line per change. Ctrl-C stops watching; the job goes on. Exit code 0 means
     that the job succeeded, 4 that it failed or was cancelled.
     """
@@ -31,17 +33,31 @@ def watch(ctx: click.Context, job: str, as_json: bool) -> int:
 
 def follow_job(job: Job[Sync], as_json: bool) -> int:
     """Follows a job to its end on the fitting screen and returns the exit code for its outcome."""
-    from tunesmith.cli.screen import open_screen
+    if as_json or not _whole_screen(job):
+        from tunesmith.cli.screen import open_screen
 
-    with open_screen(job, as_json) as screen:
-        for update in job.watch(on_gap=screen.gap):
-            screen.update(update)
+        with open_screen(job, as_json) as screen:
+            for update in job.watch(on_gap=screen.gap):
+                screen.update(update)
     if not as_json:
         _print_result(job.proto)
     if job.succeeded:
         return 0
     show_failure(job.proto)
     return JOB_FAILED
+
+
+def _whole_screen(job: Job[Sync]) -> bool:
+    """Follows a job on the whole screen, where there is one that is large enough."""
+    if not sys.stdout.isatty():
+        return False
+    from tunesmith.cli.watching import FullScreen, fits
+
+    out = console()
+    if not fits(out):
+        return False
+    FullScreen(out).follow(job)
+    return True
 
 
 def _print_result(job: jobs_pb2.Job) -> None:

@@ -38,6 +38,9 @@ _VALIDATION_SECONDS = 10.0
 @click.option("--request-id", help="Repeating a submission with the same id makes one job only.")
 @click.option("--validate-only", is_flag=True, help="Check everything, create nothing.")
 @click.option(
+    "--dry-run", is_flag=True, help="Show memory, time, nodes and place in the queue; create nothing."
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print the job as JSON; with --watch a line per update."
 )
 @click.pass_context
@@ -48,6 +51,7 @@ def submit(
     follow: bool,
     request_id: str | None,
     validate_only: bool,
+    dry_run: bool,
     as_json: bool,
 ) -> int:
     """Submit the fine-tuning job described in FILE (YAML; `-` reads standard input).
@@ -68,10 +72,15 @@ def submit(
     Examples:
       tunesmith submit job.yaml --watch
       tunesmith submit job.yaml -s training.learning_rate=1e-4 -s experiment=lower-lr
+      tunesmith submit job.yaml --dry-run
     """
     content = jobfile.loads(sys.stdin.read(), "standard input") if str(file) == "-" else jobfile.read(file)
     spec = jobfile.parse(content, str(file), overrides)
     with connect(ctx) as client:
+        if dry_run:
+            from tunesmith.cli.quote import print_quote
+
+            return print_quote(client.jobs.quote(spec), as_json)
         job = client.jobs.submit(spec, request_id=request_id, validate_only=validate_only)
         if validate_only:
             _print_checked(job, as_json)

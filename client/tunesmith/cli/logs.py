@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from tunesmith import names
 from tunesmith.api.metrics.v1 import events_pb2, metrics_pb2
 from tunesmith.cli import text
 from tunesmith.cli.moment import Moment
+from tunesmith.cli.output import print_item
 from tunesmith.cli.session import connect, console
 from tunesmith.cli.table import print_json, print_table
 from tunesmith.tail import LEVELS
@@ -89,7 +89,7 @@ def logs(
         epoch = 0
         for line in lines:
             if as_json:
-                click.echo(json.dumps(_record(line), ensure_ascii=False))
+                print_item(_record(line))
                 continue
             if epoch not in (0, line.epoch):
                 console().print(f"— attempt {line.epoch} —", style="dim")

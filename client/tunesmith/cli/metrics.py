@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 from rich.markup import escape
 
 from tunesmith.cli import text
+from tunesmith.cli.output import print_data
 from tunesmith.cli.session import connect, console
 from tunesmith.cli.table import print_json, print_table
 
@@ -101,7 +101,7 @@ def show(
     elif form == "csv":
         _print_csv(curves)
     else:
-        click.echo(json.dumps([_as_dict(curve) for curve in curves.values()], ensure_ascii=False))
+        print_data([_as_dict(curve) for curve in curves.values()])
     return 0
 
 
@@ -201,6 +201,6 @@ def export(
         written = client.metrics.export(job, path, format=form or "", keys=keys)
     size = written.stat().st_size
     if as_json:
-        click.echo(json.dumps({"path": str(written), "size_bytes": size}))
+        print_data({"path": str(written), "size_bytes": size})
     else:
         console().print(f"{escape(str(written))}  {text.size(size)}")

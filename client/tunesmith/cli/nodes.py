@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from tunesmith.api.nodes.v1 import nodes_pb2
 from tunesmith.cli import text
 from tunesmith.cli.failure import say
 from tunesmith.cli.moment import Moment
+from tunesmith.cli.output import print_data
 from tunesmith.cli.session import connect, console
 from tunesmith.cli.table import print_facts, print_json, print_table
 from tunesmith.errors import TunesmithError
@@ -134,7 +134,7 @@ def history(
     with connect(ctx) as client:
         found = client.nodes.series(node, *keys, since=since, max_points=points)
     if as_json:
-        click.echo(json.dumps([_record(curve) for curve in found.values()]))
+        print_data([_record(curve) for curve in found.values()])
         return
     _print_curves(found)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from rich.tree import Tree
 from tunesmith import names, proof, reproduction
 from tunesmith.api.registry.v1 import exports_pb2, lineage_pb2, search_pb2
 from tunesmith.cli import text
+from tunesmith.cli.output import print_data, print_item
 from tunesmith.cli.session import connect, console
 from tunesmith.cli.stages import short, styled
 from tunesmith.cli.table import print_facts, print_json, print_table
@@ -127,14 +127,35 @@ def _branch(
 @click.option(
     "--order", "order_by", default="", help="relevance, create_time, name or metric:NAME; - turns it."
 )
+@click.option(
+    "--by",
+    "mode",
+    type=click.Choice(["words", "meaning"]),
+    help="How words are understood. Default: both ways.",
+)
 @click.option("--limit", default=20, show_default=True, help="Most results.")
 @click.option("--json", "as_json", is_flag=True, help="Print results and facets as one JSON object.")
 @click.pass_context
-def search(ctx: click.Context, /, words: tuple[str, ...], limit: int, as_json: bool, **filters: Any) -> None:
+def search(
+    ctx: click.Context,
+    /,
+    words: tuple[str, ...],
+    mode: str | None,
+    limit: int,
+    as_json: bool,
+    **filters: Any,
+) -> None:
     """Find models, base models and versions by words and properties.
 
-    Words are looked up in names, tags, tasks and cards (full text; the beginning of a word counts).
+    Words are looked up in names, tags, tasks and cards (the beginning of a word counts). Where the registry
+    has an encoder, models whose cards mean the same in other words are found too.
+
+    \b
+    Examples:
+      tunesmith models search support --language de --metric 'exact_match>0.8'
+      tunesmith models search helpdesk assistant for shoppers --by meaning
     """
+    filters["mode"] = {"words": "full_text", "meaning": "meaning", None: ""}[mode]
     with connect(ctx) as client:
         answer = client.search.models(" ".join(words), page_size=limit, **filters)
     if as_json:
@@ -144,6 +165,9 @@ def search(ctx: click.Context, /, words: tuple[str, ...], limit: int, as_json: b
     err = console(stderr=True)
     if answer.total > len(answer.results):
         err.print(f"{answer.total - len(answer.results):,} more", style="dim")
+    if words:
+        reason = f" ({escape(answer.mode_reason)})" if answer.mode_reason else ""
+        err.print(f"[dim]searched by {escape(answer.mode)}{reason}[/dim]")
     for facet in answer.facets:
         if len(facet.values) > 1:
             shown = ", ".join(f"{escape(each.value)} {each.count}" for each in facet.values[:8])
@@ -282,7 +306,7 @@ def _online(ctx: click.Context, what: str, as_json: bool) -> int:
 def _damage(as_json: bool, where: str, problem: str, wanted: str, found: str) -> None:
     if as_json:
         line = {"item": where, "problem": problem, "wanted": wanted, "found": found}
-        click.echo(json.dumps(line, ensure_ascii=False))
+        print_item(line)
         return
     console().print(f"[red]damaged[/red] [bold]{escape(where)}[/bold]: {escape(problem)}")
     console().print(f"  wanted {escape(wanted)}\n  found  {escape(found) or 'nothing'}", style="dim")
@@ -308,7 +332,7 @@ def reproduce(ctx: click.Context, version: str, timeout: float, as_json: bool) -
     with connect(ctx) as client:
         result = reproduction.reproduce(client, version, timeout)
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        print_data(result)
     elif result["equal"]:
         console().print(f"[green]equal[/green], bit for bit: {result['version']} and {result['reproduced']}")
     else:

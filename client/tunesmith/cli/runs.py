@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import click
 from rich.markup import escape
 
 from tunesmith import names
+from tunesmith.cli.output import print_data
 from tunesmith.cli.session import connect, console
 from tunesmith.cli.table import print_table
 
@@ -49,7 +49,7 @@ def runs(ctx: click.Context, filter: str, sort: str, columns: str, limit: int, a
         if not shown and not as_json:
             shown = _columns(client, f"{filter} {sort}")
     if as_json:
-        click.echo(json.dumps([_as_dict(run) for run in found], indent=2, ensure_ascii=False))
+        print_data([_as_dict(run) for run in found])
         return
     _print(found, shown)
 

@@ -64,7 +64,7 @@ def _curve(job: Job[Sync]) -> list[float]:
     return [float(value) for value in curves["train/loss"].values] if "train/loss" in curves else []
 
 
-class _Changes:
+class Changes:
     """Finds what is new in an update, as sentences."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class LineScreen(JsonScreen):
     """A plain line per change, and one every few seconds while it trains."""
 
     def __init__(self) -> None:
-        self._changes = _Changes()
+        self._changes = Changes()
         self._last_line = float("-inf")
         self._last_step = -1
         self._gap = False
@@ -145,7 +145,7 @@ class LiveScreen:
     def __init__(self, out: Console, curve: list[float]) -> None:
         self._out = out
         self._curve = curve
-        self._changes = _Changes()
+        self._changes = Changes()
         self._job = jobs_pb2.Job()
         self._trouble = ""
         self._live = Live(console=out, refresh_per_second=8, get_renderable=self._render, transient=True)
@@ -183,16 +183,17 @@ class LiveScreen:
         head.append(f"   {job.spec.base_model} on {job.spec.dataset}", style="dim")
         parts: list[RenderableType] = [head]
         if job.progress.total_steps:
-            parts += [_bar(job), Text(_figures(job), no_wrap=True, overflow="ellipsis")]
+            parts += [bar(job), Text(figures(job), no_wrap=True, overflow="ellipsis")]
             parts.append(Text(text.sparkline(self._curve, max(self._out.width - 2, 10)), style="blue"))
-        if waiting := _waiting(job):
-            parts.append(Text(waiting, style="yellow"))
+        if words := waiting(job):
+            parts.append(Text(words, style="yellow"))
         if self._trouble:
             parts.append(Text(self._trouble, style="yellow"))
         return Group(*parts)
 
 
-def _bar(job: jobs_pb2.Job) -> RenderableType:
+def bar(job: jobs_pb2.Job) -> RenderableType:
+    """Returns the progress of a job as a bar with its figures."""
     done = job.progress
     grid = Table.grid(padding=(0, 1, 0, 0), expand=True)
     grid.add_column(ratio=1)
@@ -203,7 +204,8 @@ def _bar(job: jobs_pb2.Job) -> RenderableType:
     return grid
 
 
-def _figures(job: jobs_pb2.Job) -> str:
+def figures(job: jobs_pb2.Job) -> str:
+    """Returns loss and pace of a job in one line."""
     done = job.progress
     if not done.step:
         return done.phase
@@ -211,7 +213,7 @@ def _figures(job: jobs_pb2.Job) -> str:
         f"loss {text.loss(done.loss)} (first {text.loss(done.first_loss)})",
         f"held out {text.loss(done.eval_loss)}" if done.HasField("eval_loss") else "",
         f"{done.tokens_per_second:,.0f} tokens/s" if done.tokens_per_second else "",
-        f"epoch {done.epoch:.2f}",
+        f"epoch {done.epoch:.2f}" if done.epoch else "",
     ]
     return "   ".join(part for part in parts if part)
 
@@ -228,13 +230,13 @@ def _left(job: jobs_pb2.Job) -> str:
 def _progress_line(job: jobs_pb2.Job) -> str:
     parts = [
         f"step {job.progress.step}/{job.progress.total_steps} ({text.percent(job)})",
-        _figures(job),
+        figures(job),
         _left(job),
     ]
     return "   ".join(part for part in parts if part)
 
 
-def _waiting(job: jobs_pb2.Job) -> str:
+def waiting(job: jobs_pb2.Job) -> str:
     """Returns why a queued job waits, if the scheduler said so."""
     if job.state != state_pb2.JOB_STATE_QUEUED:
         return ""

@@ -20,7 +20,7 @@ def connect(ctx: click.Context) -> Client:
     from tunesmith.client import Client
 
     given = ctx.find_root().obj
-    return Client(given["address"], given["token"], given["project"])
+    return Client(given["address"], given["token"], given["project"], profile=given.get("profile"))
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -1,17 +1,16 @@
-"""Listings: a table for people, JSON for programs."""
+"""Listings: a table for people, data for programs."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import click
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Table
 
+from tunesmith.cli.output import print_data, print_item
 from tunesmith.cli.session import console
 
 
@@ -21,14 +20,13 @@ def as_dict(message: Message) -> dict[str, Any]:
 
 
 def print_json(content: Message | Iterable[Message]) -> None:
-    """Prints a message as one JSON object, or several as one JSON array."""
-    data = as_dict(content) if isinstance(content, Message) else [as_dict(item) for item in content]
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    """Prints a message as one JSON object, or several as one JSON array; or as --output says."""
+    print_data(as_dict(content) if isinstance(content, Message) else [as_dict(item) for item in content])
 
 
 def print_json_line(message: Message) -> None:
-    """Prints a message as one line of JSON."""
-    click.echo(json.dumps(as_dict(message), ensure_ascii=False))
+    """Prints a message as one line of JSON, or as --output says."""
+    print_item(as_dict(message))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:

@@ -1,5 +1,6 @@
 """What the search knows of a model, base model or version."""
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -26,13 +27,23 @@ FACETS = ("kind", "base_model", "stage", "language", "task", "tag")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing that can be found: the answer, its words with weights, its values by facet."""
+    """One thing that can be found: the answer, its words with weights, its values by facet.
+
+    Attributes:
+        text: what is said of it, for the encoder; empty for versions, which are found by words only.
+    """
 
     found: search_pb2.FoundModel
     model_id: str
     words: Mapping[str, float]
     facets: Mapping[str, tuple[str, ...]]
     seconds: float
+    text: str
+
+    @property
+    def text_digest(self) -> str:
+        """Names the text; short, so that nobody takes it for the digest of content."""
+        return hashlib.blake2s(self.text.encode(), digest_size=16).hexdigest()
 
 
 def words_of(text: str) -> Iterator[str]:
@@ -176,4 +187,13 @@ def _entry(found: search_pb2.FoundModel, model_id: str, texts: str) -> Entry:
         "task": tuple(found.tasks),
         "tag": tuple(found.tags),
     }
-    return Entry(found, model_id, words, facets, found.create_time.ToNanoseconds() / 1e9)
+    told = "" if found.kind == VERSION else _told(title, found, texts)
+    return Entry(found, model_id, words, facets, found.create_time.ToNanoseconds() / 1e9, told)
+
+
+def _told(title: str, found: search_pb2.FoundModel, texts: str) -> str:
+    """What is said of a model, the important first: an encoder reads the beginning only."""
+    named = " ".join(words_of(title.replace("-", " ")))
+    properties = ", ".join([*found.tasks, *(tag for tag in found.tags if "=" not in tag)])
+    parts = (named, found.summary, properties.replace("-", " "), texts)
+    return ". ".join(part.strip() for part in parts if part.strip())

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from tunesmith_registry.evaluations.tables import EVALUATION_SCORES
 from tunesmith_registry.governance.entries import FACETS, Entry, base_entries, model_entries
+from tunesmith_registry.governance.vectors import Vectors
 from tunesmith_registry.tables import RECEIPTS
 
 Mask = npt.NDArray[np.bool_]
@@ -25,8 +26,9 @@ _ROOM = 256
 class Index:
     """The entries of one project, and where words, facets and metrics stand in them."""
 
-    def __init__(self, project: str) -> None:
+    def __init__(self, project: str, encoder: str = "") -> None:
         self.project = project
+        self.vectors = Vectors(project, encoder)
         self.entries: list[Entry | None] = []
         self._place: dict[str, int] = {}
         self._free: list[int] = []
@@ -53,6 +55,7 @@ class Index:
             self._sequence = session.execute(newest.limit(1)).scalar_one_or_none() or 0
             self._add(base_entries(session, self.project))
             self._add(model_entries(session, self.project))
+            self.vectors.refresh(session, self._place)
             return
         models: set[str] = set()
         bases: set[str] = set()
@@ -73,6 +76,7 @@ class Index:
         for base_id in bases:
             self._drop(f"projects/{self.project}/baseModels/{base_id}")
             self._add(base_entries(session, self.project, base_id))
+        self.vectors.refresh(session, self._place)
 
     def _scored(self, session: Session, evaluation: str) -> tuple[set[str], set[str]]:
         of = EVALUATION_SCORES.c
@@ -89,6 +93,7 @@ class Index:
             self._grow(at + 1)
             self.entries[at] = entry
             self._place[entry.found.name] = at
+            self.vectors.put(at, entry)
             if entry.model_id:
                 self._models.setdefault(entry.model_id, set()).add(at)
             self.alive[at] = True
@@ -124,6 +129,7 @@ class Index:
         for metric in entry.found.metrics:
             self._column(metric)[at] = np.nan
         self.entries[at], self.alive[at] = None, False
+        self.vectors.drop(at)
         del self._place[entry.found.name]
         self._free.append(at)
 
@@ -194,8 +200,9 @@ class Index:
             at += 1
         return found
 
-    def likeness(self, entry: Entry) -> npt.NDArray[np.float64]:
-        """How alike each entry is: cosine over weighted words, half; shared properties, half."""
+    def likeness(self, entry: Entry) -> tuple[npt.NDArray[np.float64], bool]:
+        """How alike each entry is, and whether its meaning was known: meaning or weighted words, whichever is
+        closer, half; shared properties, half."""
         words = np.zeros(len(self.alive))
         norm = sum(weight * weight for weight in entry.words.values()) ** 0.5 or 1.0
         for word, weight in entry.words.items():
@@ -210,7 +217,17 @@ class Index:
             for value in entry.facets[facet]:
                 shared += self.having(facet, [value])
                 possible += 1
-        return words / 2 + (shared / possible / 2 if possible else 0.0)
+        meant = self.vectors.of(self._place[entry.found.name])
+        if meant is not None:
+            words = np.maximum(words, self.closeness(meant))
+        return words / 2 + (shared / possible / 2 if possible else 0.0), meant is not None
+
+    def closeness(self, vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Cosine of each entry with a vector; 0 where the meaning is not known (yet)."""
+        close = np.zeros(len(self.alive))
+        places, cosines = self.vectors.cosines(vector)
+        close[places] = cosines
+        return close
 
     def counts(self, mask: Mask) -> dict[str, Counter[str]]:
         """How often each value of each facet occurs among those of a mask."""
@@ -238,14 +255,14 @@ class Index:
 class Indexes:
     """The indexes of the projects asked about lately."""
 
-    def __init__(self, most: int = 16) -> None:
-        self._most, self._lock = most, threading.Lock()
+    def __init__(self, encoder: str = "", most: int = 16) -> None:
+        self._encoder, self._most, self._lock = encoder, most, threading.Lock()
         self._known: dict[str, Index] = {}
 
     def of(self, project: str) -> Index:
         """Returns the index of a project; it may have to be read first."""
         with self._lock:
-            index = self._known.pop(project, None) or Index(project)
+            index = self._known.pop(project, None) or Index(project, self._encoder)
             self._known[project] = index
             while len(self._known) > self._most:
                 del self._known[next(iter(self._known))]

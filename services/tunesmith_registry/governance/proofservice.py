@@ -1,4 +1,4 @@
-"""The rpcs about lineage, proof, search, download and garbage: check, call, reply; no rules."""
+"""The rpcs about lineage, proof, download and garbage: check, call, reply; no rules."""
 
 import asyncio
 import functools
@@ -11,27 +11,21 @@ from tunesmith.api.registry.v1 import (
     exports_pb2_grpc,
     lineage_pb2,
     lineage_pb2_grpc,
-    search_pb2,
-    search_pb2_grpc,
 )
 from tunesmith.errors import FailedPrecondition, InvalidArgument
 from tunesmith_kit import names
 from tunesmith_kit.blobs import BlobStore
 from tunesmith_kit.clock import Clock
 from tunesmith_kit.db import Database
-from tunesmith_registry import store
 from tunesmith_registry.governance import (
     archives,
     calls,
     chain,
     graph,
-    recommending,
-    searching,
     verifying,
 )
 from tunesmith_registry.governance.calls import Context
 from tunesmith_registry.governance.collecting import Collector
-from tunesmith_registry.governance.index import Indexes
 from tunesmith_registry.governance.sealing import Sealer
 
 
@@ -131,61 +125,6 @@ class Verification:
         answer.CopyFrom(self._state)
         answer.item.CopyFrom(item)
         return answer
-
-
-class SearchService(search_pb2_grpc.SearchServiceServicer):
-    """SearchService of the contract."""
-
-    def __init__(self, db: Database, blobs: BlobStore) -> None:
-        self._db, self._blobs, self._indexes = db, blobs, Indexes()
-
-    async def SearchModels(
-        self, request: search_pb2.SearchModelsRequest, context: Context
-    ) -> search_pb2.SearchModelsResponse:
-        """Finds models, base models and versions."""
-        (project,) = names.parse("projects/*", request.parent, "parent")
-        scope = _scope(request)
-        after, size = calls.place(request, scope)
-        index = self._indexes.of(project)
-        answer, cursor = await self._db.read(lambda s: searching.search(s, index, request, after, size))
-        answer.next_page_token = calls.token(scope, cursor)
-        return answer
-
-    async def ListSimilarModels(
-        self, request: search_pb2.ListSimilarModelsRequest, context: Context
-    ) -> search_pb2.ListSimilarModelsResponse:
-        """Lists models like one."""
-        project, _ = names.parse(calls.MODEL, request.name)
-        scope = f"{request.name}/similar"
-        after = names.page_cursor(scope, request.page_token)
-        size, index = names.page_size(request.page_size, 10), self._indexes.of(project)
-        answer, cursor = await self._db.read(lambda s: searching.similar(s, index, request.name, after, size))
-        answer.next_page_token = calls.token(scope, cursor)
-        return answer
-
-    async def RecommendBaseModels(
-        self, request: search_pb2.RecommendBaseModelsRequest, context: Context
-    ) -> search_pb2.RecommendBaseModelsResponse:
-        """Says which base models suit a task and a dataset."""
-        (project,) = names.parse("projects/*", request.parent, "parent")
-        index = self._indexes.of(project)
-
-        def read(session: Session) -> recommending.Known:
-            data = store.resolve_dataset(session, project, request.dataset) if request.dataset else None
-            return recommending.gather(session, index, project, data)
-
-        known = await self._db.read(read)
-        ranked = await asyncio.to_thread(recommending.rank, self._blobs, known, request)
-        return search_pb2.RecommendBaseModelsResponse(recommendations=ranked[: request.max_results or 5])
-
-
-def _scope(request: search_pb2.SearchModelsRequest) -> str:
-    """Names the list a page belongs to: a token of another question does not fit."""
-    plain = search_pb2.SearchModelsRequest()
-    plain.CopyFrom(request)
-    for field in ("page_token", "page_size", "no_facets"):
-        plain.ClearField(field)
-    return f"{request.parent}/search/{plain.SerializeToString(deterministic=True).hex()}"
 
 
 class ExportService(exports_pb2_grpc.ExportServiceServicer):

@@ -9,6 +9,7 @@ from tunesmith.api.registry.v1 import datasets_pb2, models_pb2, search_pb2
 from tunesmith_kit.blobs import BlobStore
 from tunesmith_registry import store, versions
 from tunesmith_registry.governance import memory, searching
+from tunesmith_registry.governance.embedding import Meaning
 from tunesmith_registry.governance.entries import words_of
 from tunesmith_registry.governance.index import Index
 
@@ -17,11 +18,16 @@ _CHAT = ("messages", "chat")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A base model, what is said of it, and the models made from it."""
+    """A base model, what is said of it, and the models made from it.
+
+    Attributes:
+        closest: cosine of the task with what is closest to it: the base model or a model made from it, named.
+    """
 
     base: models_pb2.BaseModel
     children: Sequence[search_pb2.FoundModel]
     with_data: int
+    closest: tuple[float, str]
 
 
 @dataclass(frozen=True)
@@ -30,14 +36,33 @@ class Known:
 
     candidates: Sequence[Candidate]
     data: datasets_pb2.DatasetVersion | None
+    mode: str
+    mode_reason: str
 
 
-def gather(session: Session, index: Index, project: str, data: datasets_pb2.DatasetVersion | None) -> Known:
+def question(session: Session, project: str, request: search_pb2.RecommendBaseModelsRequest) -> str:
+    """What is asked for, in words: the task, and what is said of the data."""
+    row = store.dataset_row(session, project, request.dataset.partition("@")[0]) if request.dataset else None
+    return ". ".join(part for part in (request.task, row.description if row is not None else "") if part)
+
+
+def gather(
+    session: Session,
+    index: Index,
+    project: str,
+    data: datasets_pb2.DatasetVersion | None,
+    meaning: Meaning,
+) -> Known:
     """Reads everything a recommendation needs."""
     with index.lock:
         index.refresh(session)
-        bases = [base.base_model for base in searching.bases(index)]
+        entries = searching.bases(index)
+        bases = [base.base_model for base in entries]
         children = {base: searching.made_from(index, base) for base in bases}
+        closest = {
+            base.base_model: _closest(index, [base, *children[base.base_model]], meaning) for base in entries
+        }
+        mode, reason = searching.told(index, meaning)
     dataset = data.name.rpartition("/versions/")[0] if data is not None else ""
     found = []
     for base_id in bases:
@@ -46,8 +71,17 @@ def gather(session: Session, index: Index, project: str, data: datasets_pb2.Data
             parts = child.version.split("/")
             version = store.version_number(parts[5]) if dataset and len(parts) == 6 else 0
             used += bool(version) and _used(session, project, parts[3], version, dataset)
-        found.append(Candidate(store.base_model(session, project, base_id), children[base_id], used))
-    return Known(found, data)
+        base = store.base_model(session, project, base_id)
+        found.append(Candidate(base, children[base_id], used, closest[base_id]))
+    return Known(found, data, mode, reason)
+
+
+def _closest(index: Index, found: Sequence[search_pb2.FoundModel], meaning: Meaning) -> tuple[float, str]:
+    if meaning.vector is None:
+        return 0.0, ""
+    close = index.closeness(meaning.vector)
+    places = [(index.place(model.name), model.name) for model in found]
+    return max((float(close[at]), name) for at, name in places if at is not None)
 
 
 def _used(session: Session, project: str, model_id: str, number: int, dataset: str) -> bool:
@@ -82,9 +116,12 @@ def _judge(
             return None
         reasons.append(f"LoRA training takes about {needs.lora_bytes / 1e9:.1f} GB")
     share, words = _fit(candidate, wanted)
+    close, what = candidate.closest
+    score += 0.4 * max(share, close)
     if words:
-        score += 0.4 * share
         reasons.append(f"it or models made from it are about {', '.join(sorted(words)[:5])}")
+    if close >= searching.RELATED:
+        reasons.append(f"what {what.rpartition('/')[2]} is for is close to the task")
     if candidate.with_data:
         score += 0.2
         reasons.append(f"{candidate.with_data} of its models were trained on this dataset")

@@ -53,3 +53,17 @@ JOB_RECORDS = Table(
     Index("ix_job_records_dataset", "project", "dataset_version"),
     Index("ix_job_records_base", "project", "base_model"),
 )
+
+# What the text about a model or base model means: float16, little endian, of length 1. `encoder` names who
+# made it, `text_digest` the text: of another text it says nothing.
+TEXT_VECTORS = Table(
+    "text_vectors",
+    METADATA,
+    Column("project", String(64), primary_key=True),
+    Column("resource", String(300), primary_key=True),
+    Column("revision", BigInteger, nullable=False),
+    Column("encoder", String(32), nullable=False),
+    Column("text_digest", String(32), nullable=False),
+    Column("vector", LargeBinary, nullable=False),
+    Index("ix_text_vectors_revision", "project", "revision"),
+)

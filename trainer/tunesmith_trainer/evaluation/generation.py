@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from tunesmith_trainer.adapters import Swap
 from tunesmith_trainer.evaluation.plan import Generation
 from tunesmith_trainer.seeds import Domain, seed_torch
 
@@ -22,7 +21,26 @@ class Answer:
     num_tokens: int
 
 
-def generate(swap: Swap, prompts: Sequence[list[int]], wanted: Generation, batch: int) -> list[Answer]:
+class Speaker(Protocol):
+    """A model that answers, with its tokenizer."""
+
+    @property
+    def causal(self) -> PreTrainedModel:
+        """The model."""
+        ...
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Its tokenizer."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+
+def generate(swap: Speaker, prompts: Sequence[list[int]], wanted: Generation, batch: int) -> list[Answer]:
     """One answer for each prompt, given as tokens. What is sampled depends on `wanted.seed` and `batch`."""
     tokenizer = swap.tokenizer
     config = _config(swap, wanted)
@@ -36,7 +54,7 @@ def generate(swap: Swap, prompts: Sequence[list[int]], wanted: Generation, batch
     more: dict[str, Any] = {"stop_strings": list(wanted.stop), "tokenizer": tokenizer} if wanted.stop else {}
     causal: Any = swap.causal  # its type does not say that it generates
     seed_torch(wanted.seed, Domain.GENERATE, batch)
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode: what the model caches may be used in training
         output = causal.generate(
             input_ids=ids.to(swap.device),
             attention_mask=mask.to(swap.device),
@@ -56,7 +74,7 @@ def _answer(tokenizer: Any, tokens: list[int], ends: set[int], stop: Sequence[st
     return Answer(text.rstrip(), min(length + 1, len(tokens)))
 
 
-def _ends(swap: Swap) -> list[int]:
+def _ends(swap: Speaker) -> list[int]:
     own = swap.causal.generation_config
     ends = own.eos_token_id if own is not None else None
     if ends is None:
@@ -64,7 +82,7 @@ def _ends(swap: Swap) -> list[int]:
     return list(ends) if isinstance(ends, list | tuple) else [] if ends is None else [int(ends)]
 
 
-def _config(swap: Swap, wanted: Generation) -> GenerationConfig:
+def _config(swap: Speaker, wanted: Generation) -> GenerationConfig:
     ends = _ends(swap)
     pad = swap.tokenizer.pad_token_id
     sampled: dict[str, Any] = {"do_sample": False}

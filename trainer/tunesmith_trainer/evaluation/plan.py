@@ -61,17 +61,10 @@ class Plan:
 def plan_of(run: Run) -> Plan:
     """Reads the evaluation of a run's spec."""
     spec = Fields(run.raw_spec, "run.json.spec").part("evaluation")
-    scorers = tuple(_scorer(fields) for fields in spec.parts("scorers"))
+    scorers = tuple(scorer_of(fields) for fields in spec.parts("scorers"))
     if not scorers:
         raise spec.error("scorers", [], "name at least one scorer")
-    part = spec.part("generation")
-    generation = Generation(
-        max_new_tokens=part.integer("max_new_tokens") or 128,
-        temperature=part.number("temperature"),
-        top_p=part.number("top_p", default=1),
-        seed=part.integer("seed"),
-        stop=part.texts("stop"),
-    )
+    generation = generation_of(spec.part("generation"), 128)
     return Plan(
         scorers=scorers,
         generation=generation,
@@ -84,7 +77,19 @@ def plan_of(run: Run) -> Plan:
     )
 
 
-def _scorer(fields: Fields) -> ScorerPlan:
+def generation_of(part: Fields, max_new_tokens: int) -> Generation:
+    """Reads how answers are made; `max_new_tokens` is the default."""
+    return Generation(
+        max_new_tokens=part.integer("max_new_tokens") or max_new_tokens,
+        temperature=part.number("temperature"),
+        top_p=part.number("top_p", default=1),
+        seed=part.integer("seed"),
+        stop=part.texts("stop"),
+    )
+
+
+def scorer_of(fields: Fields) -> ScorerPlan:
+    """Reads one scorer."""
     kinds = [kind for kind in KINDS if fields.has(kind)]
     if len(kinds) != 1:
         raise invalid_input(

@@ -17,7 +17,7 @@ from tunesmith_trainer import environment
 from tunesmith_trainer.adapters import Swap
 from tunesmith_trainer.chat import ChatFormat
 from tunesmith_trainer.control import Control, StopWanted
-from tunesmith_trainer.data import Row, rows
+from tunesmith_trainer.data import rows
 from tunesmith_trainer.evaluation import ledger as ledgers
 from tunesmith_trainer.evaluation import likelihood, outcome
 from tunesmith_trainer.evaluation.generation import Answer, generate
@@ -27,7 +27,7 @@ from tunesmith_trainer.evaluation.plan import ScorerPlan, plan_of
 from tunesmith_trainer.evaluation.questions import Question, choose
 from tunesmith_trainer.evaluation.sandbox import Sandbox
 from tunesmith_trainer.evaluation.scorers import TextScorer, text_scorers
-from tunesmith_trainer.evaluation.stage import Stage, verify
+from tunesmith_trainer.evaluation.stage import Stage, steady
 from tunesmith_trainer.evaluation.verdict import Aggregate, Metric, Verdict
 from tunesmith_trainer.failure import invalid_input
 from tunesmith_trainer.model import check_folder
@@ -51,14 +51,16 @@ class Evaluation:
         self._device = environment.choose_device(run.gpus)
         threads = environment.threads_of(self._plan.num_threads, run.local_world_size)
         environment.pin(threads)
-        verify(run.base_model, "base model")
-        check_folder(run.base_model.path)
-        verify(run.dataset, "dataset")
+        with steady((run.base_model, "base model")):
+            check_folder(run.base_model.path)
         self._box = Sandbox()
         self._texts = text_scorers(self._plan.scorers, run, self._box)
         self._losses = [plan for plan in self._plan.scorers if plan.kind == "perplexity"]
         self._choices = [plan for plan in self._plan.scorers if plan.kind == "multiple_choice"]
-        self.questions = choose(self._rows(), self._plan.max_rows, self._plan.seed)
+        template = run.prompt_template
+        with steady((run.dataset, "dataset"), *([(template, "prompt template")] if template else [])):
+            read = rows(run.dataset.path, template.path if template else None)
+            self.questions = choose(read, self._plan.max_rows, self._plan.seed)
         self._check_questions()
         self._ledger = Ledger(run, self._identity(), environment.fingerprint(self._device, threads, run))
         self._stage = Stage(run, self._device, torch.bfloat16 if self._plan.bfloat16 else torch.float32)
@@ -223,13 +225,6 @@ class Evaluation:
                 "name the choices: multiple_choice: {choices: [...]}",
             )
         return tuple(found)
-
-    def _rows(self) -> Iterator[Row]:
-        template = self.run.prompt_template
-        if template is None:
-            return rows(self.run.dataset.path)
-        verify(template, "prompt template")
-        return rows(self.run.dataset.path, template.path)
 
     def _check_questions(self) -> None:
         """Refuses, before a model is loaded, an evaluation that could judge no row."""

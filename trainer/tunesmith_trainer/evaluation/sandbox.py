@@ -1,4 +1,4 @@
-"""What users wrote runs here: regular expressions and expressions, in a process that can be ended.
+"""What users wrote runs here: regular expressions, expressions, JSON schemas, in a process that can be ended.
 
 The process answers a line of JSON for each line it is given. It has a limit of memory, and whoever asks has a
 limit of time: a search that takes longer costs the process, not the evaluation.
@@ -16,7 +16,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +92,14 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    from tunesmith_trainer.evaluation import schema  # here: an import counts for nobody's time
+
     environment = ImmutableSandboxedEnvironment()
     sys.stdout.write("{}\n")
     sys.stdout.flush()
     for line in sys.stdin:
         try:
-            answer: dict[str, float | str] = {"value": _value(environment, json.loads(line))}
+            answer: dict[str, float | str] = _answer(environment, schema.wrong, json.loads(line))
         except MemoryError:
             answer = {"error": "it needs too much memory"}
         except Exception as error:  # whatever users write may raise
@@ -105,6 +107,15 @@ def main() -> int:
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
     return 0
+
+
+def _answer(
+    environment: Any, check: Callable[[str, str | None], str | None], request: Mapping[str, Any]
+) -> dict[str, float | str]:
+    if "schema" not in request:
+        return {"value": _value(environment, request)}
+    wrong = check(request["schema"], request.get("instance"))
+    return {"value": 1.0} if wrong is None else {"wrong": wrong}
 
 
 def _value(environment: Any, request: Mapping[str, Any]) -> float:

@@ -86,17 +86,39 @@ def _chrf(plan: ScorerPlan) -> TextScorer:
     return _mean(plan, lambda question, answer: chrf.sentence_score(answer, [question.reference]).score)
 
 
-def _json(plan: ScorerPlan) -> TextScorer:
-    keys = plan.fields.texts("required_keys")
+@dataclass(slots=True)
+class Json:
+    """Whether an answer is JSON, has the keys wanted, and follows a schema; that is looked at apart."""
 
-    def value(question: Question, answer: str) -> bool:
+    metrics: Sequence[Metric]
+    keys: Sequence[str]
+    schema: str
+    box: Sandbox
+    needs_reference: bool = False
+
+    def judge(self, question: Question, answer: str) -> Verdict:
+        """1 or 0, and what is wrong when the schema is not followed."""
+        name = self.metrics[0].name
         try:
             found = json.loads(answer, parse_constant=_no_constant)
         except (ValueError, RecursionError):
-            return False
-        return not keys or (isinstance(found, dict) and all(key in found for key in keys))
+            return Verdict({name: 0.0})
+        if self.keys and not (isinstance(found, dict) and all(key in found for key in self.keys)):
+            return Verdict({name: 0.0})
+        if not self.schema:
+            return Verdict({name: 1.0})
+        told = self.box.ask({"schema": self.schema, "instance": answer})
+        wrong = str(told.get("error") or told.get("wrong") or "")
+        return Verdict({name: float(not wrong)}, notes={name: wrong} if wrong else {})
 
-    return _mean(plan, value, needs_reference=False)
+
+def _json(plan: ScorerPlan, box: Sandbox) -> TextScorer:
+    schema = plan.fields.text("schema")
+    if schema:
+        told = box.ask({"schema": schema})
+        if "error" in told:
+            raise plan.fields.error("schema", schema[:200], f"write a JSON schema: {told['error']}")
+    return Json((Metric(plan.name),), plan.fields.texts("required_keys"), schema, box)
 
 
 def _no_constant(word: str) -> None:
@@ -211,7 +233,7 @@ def text_scorers(plans: Sequence[ScorerPlan], run: Run, box: Sandbox) -> list[Te
         "rouge": Rouge,
         "bleu": Bleu,
         "chrf": _chrf,
-        "json": _json,
+        "json": lambda plan: _json(plan, box),
         "regex": lambda plan: _regex(plan, box),
         "expression": lambda plan: _expression(plan, box),
         "judge": lambda plan: JudgeScorer.of(plan, run.judges),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from tunesmith_trainer import adapters, artifact
@@ -30,11 +34,14 @@ class Stage:
             swap = self._base()
             swap.use("")
             return swap
-        verify(target.source, target.name)
-        folder = target.source.path
+        with steady((target.source, target.name)):
+            return self._load(target.source)
+
+    def _load(self, source: Source) -> Swap:
+        folder = source.path
         if not adapters.is_full(folder):
             swap = self._base()
-            swap.use(target.source.digest, folder)
+            swap.use(source.digest, folder)
             return swap
         self._swap = None  # first, for two whole models may not fit
         checkpoint = (folder / STATE).exists()
@@ -43,29 +50,39 @@ class Stage:
             self._swap = adapters.load_full(base, folder, self._device, self._dtype)
         else:
             self._swap = adapters.load(folder, self._device, self._dtype)
-        self._full = target.source.digest
+        self._full = source.digest
         return self._swap
 
     def _base(self) -> Swap:
         if self._swap is None or self._full:
             self._swap = None
-            self._swap = adapters.load(self._run.base_model.path, self._device, self._dtype)
+            with steady((self._run.base_model, "base model")):
+                self._swap = adapters.load(self._run.base_model.path, self._device, self._dtype)
             self._full = ""
         return self._swap
 
 
-def verify(source: Source, name: str) -> None:
-    """Hashes an input again; the registry did when it came in, so damage is this node's."""
+@contextmanager
+def steady(*inputs: tuple[Source, str]) -> Iterator[None]:
+    """Hashes inputs again, and makes sure that the block read what was hashed. The registry did so when they
+    came in, so damage is this node's."""
     try:
-        found = artifact.verify(source.path, source.digest)
+        with artifact.steady(*((source.path, source.digest) for source, _ in inputs)):
+            for source, name in inputs:
+                _check_kind(source, name)
+            yield
     except DamagedError as error:
         raise TrainerError(
             FailureClass.INFRA,
             "INPUT_DAMAGED",
-            f"{name} is not what its manifest says: {error}",
+            f"{' or '.join(name for _, name in inputs)} is not what its manifest says: {error}",
             "another attempt brings it to the node anew; check the node's disk",
         ) from error
-    if found.properties.get("holds") == "evaluation":
+
+
+def _check_kind(source: Source, name: str) -> None:
+    manifest = json.loads((source.path / artifact.MANIFEST).read_bytes())
+    if manifest["properties"].get("holds") == "evaluation":
         raise invalid_input(
             "TARGET_INVALID",
             f"{name} holds the answers of an evaluation, not a model",

@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tunesmith.api.common.v1 import options_pb2 as tunesmith_dot_api_dot_common_dot_v1_dot_options__pb2
 from tunesmith.api.jobs.v1 import jobs_pb2 as tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2
 from tunesmith.api.nodes.v1 import nodes_pb2 as tunesmith_dot_api_dot_nodes_dot_v1_dot_nodes__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$tunesmith/api/gateway/v1/fleet.proto\x12\x18tunesmith.api.gateway.v1\x1a%tunesmith/api/common/v1/options.proto\x1a tunesmith/api/jobs/v1/jobs.proto\x1a\"tunesmith/api/nodes/v1/nodes.proto\"\x11\n\x0fGetFleetRequest\"\x8d\x02\n\x10GetFleetResponse\x12+\n\x05nodes\x18\x01 \x03(\x0b\x32\x1c.tunesmith.api.nodes.v1.Node\x12(\n\x04jobs\x18\x02 \x03(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\x12Y\n\x11num_jobs_by_state\x18\x03 \x03(\x0b\x32>.tunesmith.api.gateway.v1.GetFleetResponse.NumJobsByStateEntry\x12\x10\n\x08revision\x18\x04 \x01(\x03\x1a\x35\n\x13NumJobsByStateEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"9\n\x11WatchFleetRequest\x12$\n\rfrom_revision\x18\x01 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\"}\n\x12WatchFleetResponse\x12(\n\x04jobs\x18\x01 \x03(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\x12+\n\x05nodes\x18\x02 \x03(\x0b\x32\x1c.tunesmith.api.nodes.v1.Node\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\x16\n\x14GetServerInfoRequest\"I\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t2\xae\x03\n\x0c\x46leetService\x12~\n\x08GetFleet\x12).tunesmith.api.gateway.v1.GetFleetRequest\x1a*.tunesmith.api.gateway.v1.GetFleetResponse\"\x1b\xaa\xbb\x18\x17\n\tjobs.read\x12\x03GET\x1a\x05\x66leet\x12\x8c\x01\n\nWatchFleet\x12+.tunesmith.api.gateway.v1.WatchFleetRequest\x1a,.tunesmith.api.gateway.v1.WatchFleetResponse\"!\xaa\xbb\x18\x1d\n\tjobs.read\x12\x03GET\x1a\x0b\x66leet:watch0\x01\x12\x8e\x01\n\rGetServerInfo\x12..tunesmith.api.gateway.v1.GetServerInfoRequest\x1a/.tunesmith.api.gateway.v1.GetServerInfoResponse\"\x1c\xaa\xbb\x18\x18\n\tjobs.read\x12\x03GET\x1a\x06serverb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$tunesmith/api/gateway/v1/fleet.proto\x12\x18tunesmith.api.gateway.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%tunesmith/api/common/v1/options.proto\x1a tunesmith/api/jobs/v1/jobs.proto\x1a\"tunesmith/api/nodes/v1/nodes.proto\"\x11\n\x0fGetFleetRequest\"\x8d\x02\n\x10GetFleetResponse\x12+\n\x05nodes\x18\x01 \x03(\x0b\x32\x1c.tunesmith.api.nodes.v1.Node\x12(\n\x04jobs\x18\x02 \x03(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\x12Y\n\x11num_jobs_by_state\x18\x03 \x03(\x0b\x32>.tunesmith.api.gateway.v1.GetFleetResponse.NumJobsByStateEntry\x12\x10\n\x08revision\x18\x04 \x01(\x03\x1a\x35\n\x13NumJobsByStateEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"9\n\x11WatchFleetRequest\x12$\n\rfrom_revision\x18\x01 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\"}\n\x12WatchFleetResponse\x12(\n\x04jobs\x18\x01 \x03(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\x12+\n\x05nodes\x18\x02 \x03(\x0b\x32\x1c.tunesmith.api.nodes.v1.Node\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\x16\n\x14GetServerInfoRequest\"s\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xae\x03\n\x0c\x46leetService\x12~\n\x08GetFleet\x12).tunesmith.api.gateway.v1.GetFleetRequest\x1a*.tunesmith.api.gateway.v1.GetFleetResponse\"\x1b\xaa\xbb\x18\x17\n\tjobs.read\x12\x03GET\x1a\x05\x66leet\x12\x8c\x01\n\nWatchFleet\x12+.tunesmith.api.gateway.v1.WatchFleetRequest\x1a,.tunesmith.api.gateway.v1.WatchFleetResponse\"!\xaa\xbb\x18\x1d\n\tjobs.read\x12\x03GET\x1a\x0b\x66leet:watch0\x01\x12\x8e\x01\n\rGetServerInfo\x12..tunesmith.api.gateway.v1.GetServerInfoRequest\x1a/.tunesmith.api.gateway.v1.GetServerInfoResponse\"\x1c\xaa\xbb\x18\x18\n\tjobs.read\x12\x03GET\x1a\x06serverb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,20 +45,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FLEETSERVICE'].methods_by_name['WatchFleet']._serialized_options = b'\252\273\030\035\n\tjobs.read\022\003GET\032\013fleet:watch'
   _globals['_FLEETSERVICE'].methods_by_name['GetServerInfo']._loaded_options = None
   _globals['_FLEETSERVICE'].methods_by_name['GetServerInfo']._serialized_options = b'\252\273\030\030\n\tjobs.read\022\003GET\032\006server'
-  _globals['_GETFLEETREQUEST']._serialized_start=175
-  _globals['_GETFLEETREQUEST']._serialized_end=192
-  _globals['_GETFLEETRESPONSE']._serialized_start=195
-  _globals['_GETFLEETRESPONSE']._serialized_end=464
-  _globals['_GETFLEETRESPONSE_NUMJOBSBYSTATEENTRY']._serialized_start=411
-  _globals['_GETFLEETRESPONSE_NUMJOBSBYSTATEENTRY']._serialized_end=464
-  _globals['_WATCHFLEETREQUEST']._serialized_start=466
-  _globals['_WATCHFLEETREQUEST']._serialized_end=523
-  _globals['_WATCHFLEETRESPONSE']._serialized_start=525
-  _globals['_WATCHFLEETRESPONSE']._serialized_end=650
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=652
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=674
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=676
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=749
-  _globals['_FLEETSERVICE']._serialized_start=752
-  _globals['_FLEETSERVICE']._serialized_end=1182
+  _globals['_GETFLEETREQUEST']._serialized_start=208
+  _globals['_GETFLEETREQUEST']._serialized_end=225
+  _globals['_GETFLEETRESPONSE']._serialized_start=228
+  _globals['_GETFLEETRESPONSE']._serialized_end=497
+  _globals['_GETFLEETRESPONSE_NUMJOBSBYSTATEENTRY']._serialized_start=444
+  _globals['_GETFLEETRESPONSE_NUMJOBSBYSTATEENTRY']._serialized_end=497
+  _globals['_WATCHFLEETREQUEST']._serialized_start=499
+  _globals['_WATCHFLEETREQUEST']._serialized_end=556
+  _globals['_WATCHFLEETRESPONSE']._serialized_start=558
+  _globals['_WATCHFLEETRESPONSE']._serialized_end=683
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=685
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=707
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=709
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=824
+  _globals['_FLEETSERVICE']._serialized_start=827
+  _globals['_FLEETSERVICE']._serialized_end=1257
 # @@protoc_insertion_point(module_scope)

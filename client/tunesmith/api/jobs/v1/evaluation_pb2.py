@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from tunesmith.api.common.v1 import options_pb2 as tunesmith_dot_api_dot_common_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tunesmith/api/jobs/v1/evaluation.proto\x12\x15tunesmith.api.jobs.v1\x1a\x1egoogle/protobuf/duration.proto\x1a%tunesmith/api/common/v1/options.proto\"\xd9\x04\n\x0e\x45valuationSpec\x12\xf3\x01\n\x07targets\x18\x01 \x03(\tB\xe1\x01\xb2\xbb\x18\xdc\x01\x08\x01\x32Zprojects/[^/]+/(baseModels/[^/]+|models/[^/]+/versions/[^/]+|jobs/[^/]+/checkpoints/[^/]+)8\xac\x02@\x10Jwname base models, model versions or checkpoints by their full names, such as projects/default/models/support/versions/3\x12k\n\x07scorers\x18\x02 \x03(\x0b\x32\x1d.tunesmith.api.jobs.v1.ScorerB;\xb2\xbb\x18\x37\x08\x01@ J1name at least one scorer, for example exact_match\x12\x39\n\ngeneration\x18\x03 \x01(\x0b\x32%.tunesmith.api.jobs.v1.GenerationSpec\x12\x1f\n\x08max_rows\x18\x04 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00j\xf8@\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12!\n\nbatch_size\x18\x06 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00\x00\x90@\x12!\n\nmax_length\x18\x07 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00\x00\x30\x41\x12\x10\n\x08\x62\x66loat16\x18\x08 \x01(\x08\x12\"\n\x0bnum_threads\x18\t \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00\x00\x90@\"\xc0\x01\n\x0eGenerationSpec\x12%\n\x0emax_new_tokens\x18\x01 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00\x00\xc0@\x12+\n\x0btemperature\x18\x02 \x01(\x01\x42\x16\xb2\xbb\x18\x12\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x00$@\x12*\n\x05top_p\x18\x03 \x01(\x01\x42\x16\xb2\xbb\x18\x12\x19\x00\x00\x00\x00\x00\x00\xf0?!\x00\x00\x00\x00\x00\x00\x00\x00H\x00\x88\x01\x01\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x16\n\x04stop\x18\x05 \x03(\tB\x08\xb2\xbb\x18\x04\x38\x64@\x08\x42\x08\n\x06_top_p\"\xf7\x05\n\x06Scorer\x12u\n\x04name\x18\x01 \x01(\tBg\xb2\xbb\x18\x63\x32\x1b[a-z0-9]([a-z0-9_.-]{0,39})JDuse 1 to 40 lower-case letters, digits, dots, dashes and underscores\x12=\n\nperplexity\x18\x02 \x01(\x0b\x32\'.tunesmith.api.jobs.v1.PerplexityScorerH\x00\x12>\n\x0b\x65xact_match\x18\x03 \x01(\x0b\x32\'.tunesmith.api.jobs.v1.ExactMatchScorerH\x00\x12\x38\n\x08token_f1\x18\x04 \x01(\x0b\x32$.tunesmith.api.jobs.v1.TokenF1ScorerH\x00\x12\x33\n\x05rouge\x18\x05 \x01(\x0b\x32\".tunesmith.api.jobs.v1.RougeScorerH\x00\x12\x31\n\x04\x62leu\x18\x06 \x01(\x0b\x32!.tunesmith.api.jobs.v1.BleuScorerH\x00\x12\x31\n\x04\x63hrf\x18\x07 \x01(\x0b\x32!.tunesmith.api.jobs.v1.ChrfScorerH\x00\x12\x31\n\x04json\x18\x08 \x01(\x0b\x32!.tunesmith.api.jobs.v1.JsonScorerH\x00\x12\x33\n\x05regex\x18\t \x01(\x0b\x32\".tunesmith.api.jobs.v1.RegexScorerH\x00\x12>\n\x0fmultiple_choice\x18\n \x01(\x0b\x32#.tunesmith.api.jobs.v1.ChoiceScorerH\x00\x12\x33\n\x05judge\x18\x0b \x01(\x0b\x32\".tunesmith.api.jobs.v1.JudgeScorerH\x00\x12=\n\nexpression\x18\x0c \x01(\x0b\x32\'.tunesmith.api.jobs.v1.ExpressionScorerH\x00\x42\x06\n\x04kind\"\x12\n\x10PerplexityScorer\"\"\n\x10\x45xactMatchScorer\x12\x0e\n\x06strict\x18\x01 \x01(\x08\"\x0f\n\rTokenF1Scorer\"\r\n\x0bRougeScorer\"\x0c\n\nBleuScorer\"\x0c\n\nChrfScorer\".\n\nJsonScorer\x12 \n\rrequired_keys\x18\x01 \x03(\tB\t\xb2\xbb\x18\x05\x38\xc8\x01@@\"7\n\x0bRegexScorer\x12\x1a\n\x07pattern\x18\x01 \x01(\tB\t\xb2\xbb\x18\x05\x08\x01\x38\xe8\x07\x12\x0c\n\x04\x66ull\x18\x02 \x01(\x08\"*\n\x0c\x43hoiceScorer\x12\x1a\n\x07\x63hoices\x18\x01 \x03(\tB\t\xb2\xbb\x18\x05\x38\xd0\x0f@@\"\x8f\x03\n\x0bJudgeScorer\x12\x95\x01\n\x08\x62\x61se_url\x18\x01 \x01(\tB\x82\x01\xb2\xbb\x18~\x08\x01\x32\x11https?://[^\\s?#]+8\xf4\x03Jdgive an address such as https://judge.example.com/v1; the node\'s TUNESMITH_AGENT_JUDGES must list it\x12\x18\n\x05model\x18\x02 \x01(\tB\t\xb2\xbb\x18\x05\x08\x01\x38\xc8\x01\x12\x1d\n\x0binstruction\x18\x03 \x01(\tB\x08\xb2\xbb\x18\x04\x38\xa0\x9c\x01\x12\x16\n\tmin_score\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tmax_score\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\'\n\x0bmax_retries\x18\x06 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00\x00\x34@H\x02\x88\x01\x01\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\n\n_min_scoreB\x0c\n\n_max_scoreB\x0e\n\x0c_max_retries\"J\n\x10\x45xpressionScorer\x12\x1d\n\nexpression\x18\x01 \x01(\tB\t\xb2\xbb\x18\x05\x08\x01\x38\xd0\x0f\x12\x17\n\x0flower_is_better\x18\x02 \x01(\x08\"\x96\x02\n\nExportSpec\x12\x9d\x01\n\x06target\x18\x01 \x01(\tB\x8c\x01\xb2\xbb\x18\x87\x01\x08\x01\x32Iprojects/[^/]+/(models/[^/]+/versions/[^/]+|jobs/[^/]+/checkpoints/[^/]+)8\xac\x02J5name a model version or a checkpoint by its full name\x12\x32\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\".tunesmith.api.jobs.v1.ModelFormat\x12\x34\n\x07weights\x18\x03 \x01(\x0e\x32#.tunesmith.api.jobs.v1.WeightFormat\",\n\x0cPinnedTarget\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t*^\n\x0bModelFormat\x12\x1c\n\x18MODEL_FORMAT_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_FORMAT_ADAPTER\x10\x01\x12\x17\n\x13MODEL_FORMAT_MERGED\x10\x02*d\n\x0cWeightFormat\x12\x1d\n\x19WEIGHT_FORMAT_UNSPECIFIED\x10\x00\x12\x19\n\x15WEIGHT_FORMAT_FLOAT32\x10\x01\x12\x1a\n\x16WEIGHT_FORMAT_BFLOAT16\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tunesmith/api/jobs/v1/evaluation.proto\x12\x15tunesmith.api.jobs.v1\x1a\x1egoogle/protobuf/duration.proto\x1a%tunesmith/api/common/v1/options.proto\"\xd9\x04\n\x0e\x45valuationSpec\x12\xf3\x01\n\x07targets\x18\x01 \x03(\tB\xe1\x01\xb2\xbb\x18\xdc\x01\x08\x01\x32Zprojects/[^/]+/(baseModels/[^/]+|models/[^/]+/versions/[^/]+|jobs/[^/]+/checkpoints/[^/]+)8\xac\x02@\x10Jwname base models, model versions or checkpoints by their full names, such as projects/default/models/support/versions/3\x12k\n\x07scorers\x18\x02 \x03(\x0b\x32\x1d.tunesmith.api.jobs.v1.ScorerB;\xb2\xbb\x18\x37\x08\x01@ J1name at least one scorer, for example exact_match\x12\x39\n\ngeneration\x18\x03 \x01(\x0b\x32%.tunesmith.api.jobs.v1.GenerationSpec\x12\x1f\n\x08max_rows\x18\x04 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00j\xf8@\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12!\n\nbatch_size\x18\x06 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00\x00\x90@\x12!\n\nmax_length\x18\x07 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00\x00\x30\x41\x12\x10\n\x08\x62\x66loat16\x18\x08 \x01(\x08\x12\"\n\x0bnum_threads\x18\t \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00\x00\x90@\"\xc0\x01\n\x0eGenerationSpec\x12%\n\x0emax_new_tokens\x18\x01 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00\x00\xc0@\x12+\n\x0btemperature\x18\x02 \x01(\x01\x42\x16\xb2\xbb\x18\x12\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x00$@\x12*\n\x05top_p\x18\x03 \x01(\x01\x42\x16\xb2\xbb\x18\x12\x19\x00\x00\x00\x00\x00\x00\xf0?!\x00\x00\x00\x00\x00\x00\x00\x00H\x00\x88\x01\x01\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x16\n\x04stop\x18\x05 \x03(\tB\x08\xb2\xbb\x18\x04\x38\x64@\x08\x42\x08\n\x06_top_p\"\x96\x02\n\x0b\x41nswersSpec\x12k\n\x07scorers\x18\x01 \x03(\x0b\x32\x1d.tunesmith.api.jobs.v1.ScorerB;\xb2\xbb\x18\x37\x08\x01@\x10J1name at least one scorer, for example exact_match\x12\x39\n\ngeneration\x18\x02 \x01(\x0b\x32%.tunesmith.api.jobs.v1.GenerationSpec\x12\x1f\n\x08max_rows\x18\x03 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00\x88\xc3@\x12!\n\nbatch_size\x18\x04 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00\x00\x90@\x12\x1b\n\x0b\x62\x65st_metric\x18\x05 \x01(\tB\x06\xb2\xbb\x18\x02\x38\x64\"\xf7\x05\n\x06Scorer\x12u\n\x04name\x18\x01 \x01(\tBg\xb2\xbb\x18\x63\x32\x1b[a-z0-9]([a-z0-9_.-]{0,39})JDuse 1 to 40 lower-case letters, digits, dots, dashes and underscores\x12=\n\nperplexity\x18\x02 \x01(\x0b\x32\'.tunesmith.api.jobs.v1.PerplexityScorerH\x00\x12>\n\x0b\x65xact_match\x18\x03 \x01(\x0b\x32\'.tunesmith.api.jobs.v1.ExactMatchScorerH\x00\x12\x38\n\x08token_f1\x18\x04 \x01(\x0b\x32$.tunesmith.api.jobs.v1.TokenF1ScorerH\x00\x12\x33\n\x05rouge\x18\x05 \x01(\x0b\x32\".tunesmith.api.jobs.v1.RougeScorerH\x00\x12\x31\n\x04\x62leu\x18\x06 \x01(\x0b\x32!.tunesmith.api.jobs.v1.BleuScorerH\x00\x12\x31\n\x04\x63hrf\x18\x07 \x01(\x0b\x32!.tunesmith.api.jobs.v1.ChrfScorerH\x00\x12\x31\n\x04json\x18\x08 \x01(\x0b\x32!.tunesmith.api.jobs.v1.JsonScorerH\x00\x12\x33\n\x05regex\x18\t \x01(\x0b\x32\".tunesmith.api.jobs.v1.RegexScorerH\x00\x12>\n\x0fmultiple_choice\x18\n \x01(\x0b\x32#.tunesmith.api.jobs.v1.ChoiceScorerH\x00\x12\x33\n\x05judge\x18\x0b \x01(\x0b\x32\".tunesmith.api.jobs.v1.JudgeScorerH\x00\x12=\n\nexpression\x18\x0c \x01(\x0b\x32\'.tunesmith.api.jobs.v1.ExpressionScorerH\x00\x42\x06\n\x04kind\"\x12\n\x10PerplexityScorer\"\"\n\x10\x45xactMatchScorer\x12\x0e\n\x06strict\x18\x01 \x01(\x08\"\x0f\n\rTokenF1Scorer\"\r\n\x0bRougeScorer\"\x0c\n\nBleuScorer\"\x0c\n\nChrfScorer\"H\n\nJsonScorer\x12 \n\rrequired_keys\x18\x01 \x03(\tB\t\xb2\xbb\x18\x05\x38\xc8\x01@@\x12\x18\n\x06schema\x18\x02 \x01(\tB\x08\xb2\xbb\x18\x04\x38\xa0\x9c\x01\"7\n\x0bRegexScorer\x12\x1a\n\x07pattern\x18\x01 \x01(\tB\t\xb2\xbb\x18\x05\x08\x01\x38\xe8\x07\x12\x0c\n\x04\x66ull\x18\x02 \x01(\x08\"*\n\x0c\x43hoiceScorer\x12\x1a\n\x07\x63hoices\x18\x01 \x03(\tB\t\xb2\xbb\x18\x05\x38\xd0\x0f@@\"\x8f\x03\n\x0bJudgeScorer\x12\x95\x01\n\x08\x62\x61se_url\x18\x01 \x01(\tB\x82\x01\xb2\xbb\x18~\x08\x01\x32\x11https?://[^\\s?#]+8\xf4\x03Jdgive an address such as https://judge.example.com/v1; the node\'s TUNESMITH_AGENT_JUDGES must list it\x12\x18\n\x05model\x18\x02 \x01(\tB\t\xb2\xbb\x18\x05\x08\x01\x38\xc8\x01\x12\x1d\n\x0binstruction\x18\x03 \x01(\tB\x08\xb2\xbb\x18\x04\x38\xa0\x9c\x01\x12\x16\n\tmin_score\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tmax_score\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\'\n\x0bmax_retries\x18\x06 \x01(\rB\r\xb2\xbb\x18\t\x19\x00\x00\x00\x00\x00\x00\x34@H\x02\x88\x01\x01\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\n\n_min_scoreB\x0c\n\n_max_scoreB\x0e\n\x0c_max_retries\"J\n\x10\x45xpressionScorer\x12\x1d\n\nexpression\x18\x01 \x01(\tB\t\xb2\xbb\x18\x05\x08\x01\x38\xd0\x0f\x12\x17\n\x0flower_is_better\x18\x02 \x01(\x08\"\x96\x02\n\nExportSpec\x12\x9d\x01\n\x06target\x18\x01 \x01(\tB\x8c\x01\xb2\xbb\x18\x87\x01\x08\x01\x32Iprojects/[^/]+/(models/[^/]+/versions/[^/]+|jobs/[^/]+/checkpoints/[^/]+)8\xac\x02J5name a model version or a checkpoint by its full name\x12\x32\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\".tunesmith.api.jobs.v1.ModelFormat\x12\x34\n\x07weights\x18\x03 \x01(\x0e\x32#.tunesmith.api.jobs.v1.WeightFormat\",\n\x0cPinnedTarget\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t*^\n\x0bModelFormat\x12\x1c\n\x18MODEL_FORMAT_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_FORMAT_ADAPTER\x10\x01\x12\x17\n\x13MODEL_FORMAT_MERGED\x10\x02*d\n\x0cWeightFormat\x12\x1d\n\x19WEIGHT_FORMAT_UNSPECIFIED\x10\x00\x12\x19\n\x15WEIGHT_FORMAT_FLOAT32\x10\x01\x12\x1a\n\x16WEIGHT_FORMAT_BFLOAT16\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,10 +53,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATIONSPEC'].fields_by_name['top_p']._serialized_options = b'\262\273\030\022\031\000\000\000\000\000\000\360?!\000\000\000\000\000\000\000\000'
   _globals['_GENERATIONSPEC'].fields_by_name['stop']._loaded_options = None
   _globals['_GENERATIONSPEC'].fields_by_name['stop']._serialized_options = b'\262\273\030\0048d@\010'
+  _globals['_ANSWERSSPEC'].fields_by_name['scorers']._loaded_options = None
+  _globals['_ANSWERSSPEC'].fields_by_name['scorers']._serialized_options = b'\262\273\0307\010\001@\020J1name at least one scorer, for example exact_match'
+  _globals['_ANSWERSSPEC'].fields_by_name['max_rows']._loaded_options = None
+  _globals['_ANSWERSSPEC'].fields_by_name['max_rows']._serialized_options = b'\262\273\030\t\031\000\000\000\000\000\210\303@'
+  _globals['_ANSWERSSPEC'].fields_by_name['batch_size']._loaded_options = None
+  _globals['_ANSWERSSPEC'].fields_by_name['batch_size']._serialized_options = b'\262\273\030\t\031\000\000\000\000\000\000\220@'
+  _globals['_ANSWERSSPEC'].fields_by_name['best_metric']._loaded_options = None
+  _globals['_ANSWERSSPEC'].fields_by_name['best_metric']._serialized_options = b'\262\273\030\0028d'
   _globals['_SCORER'].fields_by_name['name']._loaded_options = None
   _globals['_SCORER'].fields_by_name['name']._serialized_options = b'\262\273\030c2\033[a-z0-9]([a-z0-9_.-]{0,39})JDuse 1 to 40 lower-case letters, digits, dots, dashes and underscores'
   _globals['_JSONSCORER'].fields_by_name['required_keys']._loaded_options = None
   _globals['_JSONSCORER'].fields_by_name['required_keys']._serialized_options = b'\262\273\030\0058\310\001@@'
+  _globals['_JSONSCORER'].fields_by_name['schema']._loaded_options = None
+  _globals['_JSONSCORER'].fields_by_name['schema']._serialized_options = b'\262\273\030\0048\240\234\001'
   _globals['_REGEXSCORER'].fields_by_name['pattern']._loaded_options = None
   _globals['_REGEXSCORER'].fields_by_name['pattern']._serialized_options = b'\262\273\030\005\010\0018\350\007'
   _globals['_CHOICESCORER'].fields_by_name['choices']._loaded_options = None
@@ -73,40 +83,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPRESSIONSCORER'].fields_by_name['expression']._serialized_options = b'\262\273\030\005\010\0018\320\017'
   _globals['_EXPORTSPEC'].fields_by_name['target']._loaded_options = None
   _globals['_EXPORTSPEC'].fields_by_name['target']._serialized_options = b'\262\273\030\207\001\010\0012Iprojects/[^/]+/(models/[^/]+/versions/[^/]+|jobs/[^/]+/checkpoints/[^/]+)8\254\002J5name a model version or a checkpoint by its full name'
-  _globals['_MODELFORMAT']._serialized_start=2767
-  _globals['_MODELFORMAT']._serialized_end=2861
-  _globals['_WEIGHTFORMAT']._serialized_start=2863
-  _globals['_WEIGHTFORMAT']._serialized_end=2963
+  _globals['_MODELFORMAT']._serialized_start=3074
+  _globals['_MODELFORMAT']._serialized_end=3168
+  _globals['_WEIGHTFORMAT']._serialized_start=3170
+  _globals['_WEIGHTFORMAT']._serialized_end=3270
   _globals['_EVALUATIONSPEC']._serialized_start=137
   _globals['_EVALUATIONSPEC']._serialized_end=738
   _globals['_GENERATIONSPEC']._serialized_start=741
   _globals['_GENERATIONSPEC']._serialized_end=933
-  _globals['_SCORER']._serialized_start=936
-  _globals['_SCORER']._serialized_end=1695
-  _globals['_PERPLEXITYSCORER']._serialized_start=1697
-  _globals['_PERPLEXITYSCORER']._serialized_end=1715
-  _globals['_EXACTMATCHSCORER']._serialized_start=1717
-  _globals['_EXACTMATCHSCORER']._serialized_end=1751
-  _globals['_TOKENF1SCORER']._serialized_start=1753
-  _globals['_TOKENF1SCORER']._serialized_end=1768
-  _globals['_ROUGESCORER']._serialized_start=1770
-  _globals['_ROUGESCORER']._serialized_end=1783
-  _globals['_BLEUSCORER']._serialized_start=1785
-  _globals['_BLEUSCORER']._serialized_end=1797
-  _globals['_CHRFSCORER']._serialized_start=1799
-  _globals['_CHRFSCORER']._serialized_end=1811
-  _globals['_JSONSCORER']._serialized_start=1813
-  _globals['_JSONSCORER']._serialized_end=1859
-  _globals['_REGEXSCORER']._serialized_start=1861
-  _globals['_REGEXSCORER']._serialized_end=1916
-  _globals['_CHOICESCORER']._serialized_start=1918
-  _globals['_CHOICESCORER']._serialized_end=1960
-  _globals['_JUDGESCORER']._serialized_start=1963
-  _globals['_JUDGESCORER']._serialized_end=2362
-  _globals['_EXPRESSIONSCORER']._serialized_start=2364
-  _globals['_EXPRESSIONSCORER']._serialized_end=2438
-  _globals['_EXPORTSPEC']._serialized_start=2441
-  _globals['_EXPORTSPEC']._serialized_end=2719
-  _globals['_PINNEDTARGET']._serialized_start=2721
-  _globals['_PINNEDTARGET']._serialized_end=2765
+  _globals['_ANSWERSSPEC']._serialized_start=936
+  _globals['_ANSWERSSPEC']._serialized_end=1214
+  _globals['_SCORER']._serialized_start=1217
+  _globals['_SCORER']._serialized_end=1976
+  _globals['_PERPLEXITYSCORER']._serialized_start=1978
+  _globals['_PERPLEXITYSCORER']._serialized_end=1996
+  _globals['_EXACTMATCHSCORER']._serialized_start=1998
+  _globals['_EXACTMATCHSCORER']._serialized_end=2032
+  _globals['_TOKENF1SCORER']._serialized_start=2034
+  _globals['_TOKENF1SCORER']._serialized_end=2049
+  _globals['_ROUGESCORER']._serialized_start=2051
+  _globals['_ROUGESCORER']._serialized_end=2064
+  _globals['_BLEUSCORER']._serialized_start=2066
+  _globals['_BLEUSCORER']._serialized_end=2078
+  _globals['_CHRFSCORER']._serialized_start=2080
+  _globals['_CHRFSCORER']._serialized_end=2092
+  _globals['_JSONSCORER']._serialized_start=2094
+  _globals['_JSONSCORER']._serialized_end=2166
+  _globals['_REGEXSCORER']._serialized_start=2168
+  _globals['_REGEXSCORER']._serialized_end=2223
+  _globals['_CHOICESCORER']._serialized_start=2225
+  _globals['_CHOICESCORER']._serialized_end=2267
+  _globals['_JUDGESCORER']._serialized_start=2270
+  _globals['_JUDGESCORER']._serialized_end=2669
+  _globals['_EXPRESSIONSCORER']._serialized_start=2671
+  _globals['_EXPRESSIONSCORER']._serialized_end=2745
+  _globals['_EXPORTSPEC']._serialized_start=2748
+  _globals['_EXPORTSPEC']._serialized_end=3026
+  _globals['_PINNEDTARGET']._serialized_start=3028
+  _globals['_PINNEDTARGET']._serialized_end=3072
 # @@protoc_insertion_point(module_scope)

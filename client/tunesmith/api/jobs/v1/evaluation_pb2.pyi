@@ -148,7 +148,7 @@ class GenerationSpec(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     max_new_tokens: _builtins.int
-    """Most tokens of an answer. Default 128."""
+    """Most tokens of an answer. Default 128, in training 64."""
     temperature: _builtins.float
     """0: the most likely token each time (greedy). Above: sampled, by `seed`. Default 0."""
     top_p: _builtins.float
@@ -177,6 +177,52 @@ class GenerationSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
 
 Global___GenerationSpec: _TypeAlias = GenerationSpec  # noqa: Y015
+
+@_typing.final
+class AnswersSpec(_message.Message):
+    """Scorers in training: each evaluation answers held-out examples too, and judges the answers. The metrics are
+    `eval/` and the name of the scorer's.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCORERS_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    MAX_ROWS_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    BEST_METRIC_FIELD_NUMBER: _builtins.int
+    max_rows: _builtins.int
+    """Most held-out examples to answer: the first ones that ask something. Default 32."""
+    batch_size: _builtins.int
+    """Examples answered at once. Part of the answers' bits. Default 8."""
+    best_metric: _builtins.str
+    """Metric that says which checkpoint is best, for `keep_best_checkpoints` and early stopping, such as `exact_match`;
+    with `rouge` for example `rougeL`. Default: the held-out loss.
+    """
+    @_builtins.property
+    def scorers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Scorer]:
+        """How answers are judged, by exact_match, token_f1, rouge, bleu, chrf, json, regex or expression."""
+
+    @_builtins.property
+    def generation(self) -> Global___GenerationSpec:
+        """How answers are made. Default: greedy, at most 64 tokens."""
+
+    def __init__(
+        self,
+        *,
+        scorers: _abc.Iterable[Global___Scorer] | None = ...,
+        generation: Global___GenerationSpec | None = ...,
+        max_rows: _builtins.int = ...,
+        batch_size: _builtins.int = ...,
+        best_metric: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "best_metric", b"best_metric", "generation", b"generation", "max_rows", b"max_rows", "scorers", b"scorers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswersSpec: _TypeAlias = AnswersSpec  # noqa: Y015
 
 @_typing.final
 class Scorer(_message.Message):
@@ -382,6 +428,11 @@ class JsonScorer(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUIRED_KEYS_FIELD_NUMBER: _builtins.int
+    SCHEMA_FIELD_NUMBER: _builtins.int
+    schema: _builtins.str
+    """JSON schema (draft 2020-12, or the one it names in `$schema`) that the answer must follow, as JSON. References
+    within the schema only. Checking an answer has 1 s; one that takes longer counts as wrong.
+    """
     @_builtins.property
     def required_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Keys an object must have."""
@@ -390,10 +441,11 @@ class JsonScorer(_message.Message):
         self,
         *,
         required_keys: _abc.Iterable[_builtins.str] | None = ...,
+        schema: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["required_keys", b"required_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["required_keys", b"required_keys", "schema", b"schema"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

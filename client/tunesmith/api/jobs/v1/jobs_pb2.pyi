@@ -12,6 +12,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tunesmith.api.common.v1 import common_pb2 as _common_pb2
 from tunesmith.api.jobs.v1 import evaluation_pb2 as _evaluation_pb2
 from tunesmith.api.jobs.v1 import events_pb2 as _events_pb2
+from tunesmith.api.jobs.v1 import queue_pb2 as _queue_pb2
 from tunesmith.api.jobs.v1 import spec_pb2 as _spec_pb2
 from tunesmith.api.jobs.v1 import state_pb2 as _state_pb2
 import builtins as _builtins
@@ -92,18 +93,24 @@ class CreateJobResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
+    FORECAST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___Job:
         """The job as accepted, in state VALIDATING (or with `validate_only` as it would be)."""
+
+    @_builtins.property
+    def forecast(self) -> _queue_pb2.JobForecast:
+        """With `validate_only`: when and where it would start, and how long jobs like it took."""
 
     def __init__(
         self,
         *,
         job: Global___Job | None = ...,
+        forecast: _queue_pb2.JobForecast | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["forecast", b"forecast", "job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forecast", b"forecast", "job", b"job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

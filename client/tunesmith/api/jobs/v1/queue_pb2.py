@@ -26,7 +26,7 @@ from tunesmith.api.common.v1 import options_pb2 as tunesmith_dot_api_dot_common_
 from tunesmith.api.jobs.v1 import state_pb2 as tunesmith_dot_api_dot_jobs_dot_v1_dot_state__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tunesmith/api/jobs/v1/queue.proto\x12\x15tunesmith.api.jobs.v1\x1a%tunesmith/api/common/v1/options.proto\x1a!tunesmith/api/jobs/v1/state.proto\")\n\x11\x45xplainJobRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"\xe6\x01\n\x12\x45xplainJobResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.tunesmith.api.jobs.v1.JobState\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x36\n\x06\x63hange\x18\x04 \x01(\x0b\x32&.tunesmith.api.jobs.v1.SuggestedChange\x12\x31\n\x05nodes\x18\x05 \x03(\x0b\x32\".tunesmith.api.jobs.v1.NodeVerdict\x12\x16\n\x0equeue_position\x18\x06 \x01(\r\">\n\x0fSuggestedChange\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\":\n\x0bNodeVerdict\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\'\n\x0fGetQuotaRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"?\n\x10GetQuotaResponse\x12+\n\x05quota\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.jobs.v1.Quota\"b\n\x0fSetQuotaRequest\x12\x33\n\x05quota\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.jobs.v1.QuotaB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1a\n\nrequest_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"?\n\x10SetQuotaResponse\x12+\n\x05quota\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.jobs.v1.Quota\"\xfe\x02\n\x05Quota\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x8c\x01\n\x10max_running_jobs\x18\x02 \x01(\rBm\xb2\xbb\x18i\x11\x00\x00\x00\x00\x00\x00\xf0?J^give 1 or more, or leave it out for no limit; to keep a project from starting jobs, pause themH\x00\x88\x01\x01\x12R\n\x08max_gpus\x18\x03 \x01(\rB;\xb2\xbb\x18\x37\x11\x00\x00\x00\x00\x00\x00\xf0?J,give 1 or more, or leave it out for no limitH\x01\x88\x01\x01\x12+\n\x06weight\x18\x04 \x01(\x01\x42\x16\xb2\xbb\x18\x12\x19\x00\x00\x00\x00\x80\x84.A!\x00\x00\x00\x00\x00\x00\x00\x00H\x02\x88\x01\x01\x12\x14\n\x0crunning_jobs\x18\x05 \x01(\r\x12\x0c\n\x04gpus\x18\x06 \x01(\rB\x13\n\x11_max_running_jobsB\x0b\n\t_max_gpusB\t\n\x07_weightb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tunesmith/api/jobs/v1/queue.proto\x12\x15tunesmith.api.jobs.v1\x1a%tunesmith/api/common/v1/options.proto\x1a!tunesmith/api/jobs/v1/state.proto\")\n\x11\x45xplainJobRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"\xe6\x01\n\x12\x45xplainJobResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.tunesmith.api.jobs.v1.JobState\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x36\n\x06\x63hange\x18\x04 \x01(\x0b\x32&.tunesmith.api.jobs.v1.SuggestedChange\x12\x31\n\x05nodes\x18\x05 \x03(\x0b\x32\".tunesmith.api.jobs.v1.NodeVerdict\x12\x16\n\x0equeue_position\x18\x06 \x01(\r\"\x8f\x01\n\x0bJobForecast\x12<\n\tplacement\x18\x01 \x01(\x0b\x32).tunesmith.api.jobs.v1.ExplainJobResponse\x12\x1c\n\x0fseconds_per_row\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08num_jobs\x18\x03 \x01(\rB\x12\n\x10_seconds_per_row\">\n\x0fSuggestedChange\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\":\n\x0bNodeVerdict\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\'\n\x0fGetQuotaRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\"?\n\x10GetQuotaResponse\x12+\n\x05quota\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.jobs.v1.Quota\"b\n\x0fSetQuotaRequest\x12\x33\n\x05quota\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.jobs.v1.QuotaB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1a\n\nrequest_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"?\n\x10SetQuotaResponse\x12+\n\x05quota\x18\x01 \x01(\x0b\x32\x1c.tunesmith.api.jobs.v1.Quota\"\xfe\x02\n\x05Quota\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x8c\x01\n\x10max_running_jobs\x18\x02 \x01(\rBm\xb2\xbb\x18i\x11\x00\x00\x00\x00\x00\x00\xf0?J^give 1 or more, or leave it out for no limit; to keep a project from starting jobs, pause themH\x00\x88\x01\x01\x12R\n\x08max_gpus\x18\x03 \x01(\rB;\xb2\xbb\x18\x37\x11\x00\x00\x00\x00\x00\x00\xf0?J,give 1 or more, or leave it out for no limitH\x01\x88\x01\x01\x12+\n\x06weight\x18\x04 \x01(\x01\x42\x16\xb2\xbb\x18\x12\x19\x00\x00\x00\x00\x80\x84.A!\x00\x00\x00\x00\x00\x00\x00\x00H\x02\x88\x01\x01\x12\x14\n\x0crunning_jobs\x18\x05 \x01(\r\x12\x0c\n\x04gpus\x18\x06 \x01(\rB\x13\n\x11_max_running_jobsB\x0b\n\t_max_gpusB\t\n\x07_weightb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,18 +53,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPLAINJOBREQUEST']._serialized_end=175
   _globals['_EXPLAINJOBRESPONSE']._serialized_start=178
   _globals['_EXPLAINJOBRESPONSE']._serialized_end=408
-  _globals['_SUGGESTEDCHANGE']._serialized_start=410
-  _globals['_SUGGESTEDCHANGE']._serialized_end=472
-  _globals['_NODEVERDICT']._serialized_start=474
-  _globals['_NODEVERDICT']._serialized_end=532
-  _globals['_GETQUOTAREQUEST']._serialized_start=534
-  _globals['_GETQUOTAREQUEST']._serialized_end=573
-  _globals['_GETQUOTARESPONSE']._serialized_start=575
-  _globals['_GETQUOTARESPONSE']._serialized_end=638
-  _globals['_SETQUOTAREQUEST']._serialized_start=640
-  _globals['_SETQUOTAREQUEST']._serialized_end=738
-  _globals['_SETQUOTARESPONSE']._serialized_start=740
-  _globals['_SETQUOTARESPONSE']._serialized_end=803
-  _globals['_QUOTA']._serialized_start=806
-  _globals['_QUOTA']._serialized_end=1188
+  _globals['_JOBFORECAST']._serialized_start=411
+  _globals['_JOBFORECAST']._serialized_end=554
+  _globals['_SUGGESTEDCHANGE']._serialized_start=556
+  _globals['_SUGGESTEDCHANGE']._serialized_end=618
+  _globals['_NODEVERDICT']._serialized_start=620
+  _globals['_NODEVERDICT']._serialized_end=678
+  _globals['_GETQUOTAREQUEST']._serialized_start=680
+  _globals['_GETQUOTAREQUEST']._serialized_end=719
+  _globals['_GETQUOTARESPONSE']._serialized_start=721
+  _globals['_GETQUOTARESPONSE']._serialized_end=784
+  _globals['_SETQUOTAREQUEST']._serialized_start=786
+  _globals['_SETQUOTAREQUEST']._serialized_end=884
+  _globals['_SETQUOTARESPONSE']._serialized_start=886
+  _globals['_SETQUOTARESPONSE']._serialized_end=949
+  _globals['_QUOTA']._serialized_start=952
+  _globals['_QUOTA']._serialized_end=1334
 # @@protoc_insertion_point(module_scope)

@@ -88,6 +88,42 @@ class ExplainJobResponse(_message.Message):
 Global___ExplainJobResponse: _TypeAlias = ExplainJobResponse  # noqa: Y015
 
 @_typing.final
+class JobForecast(_message.Message):
+    """What would become of a job that is not created yet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLACEMENT_FIELD_NUMBER: _builtins.int
+    SECONDS_PER_ROW_FIELD_NUMBER: _builtins.int
+    NUM_JOBS_FIELD_NUMBER: _builtins.int
+    seconds_per_row: _builtins.float
+    """Seconds of training a row of data took in earlier jobs of the project like it: same base model, adapters
+    or all parameters, GPUs or none, precision. Median of the newest ones. Absent: there is no such job.
+    """
+    num_jobs: _builtins.int
+    """How many earlier jobs that was learnt from."""
+    @_builtins.property
+    def placement(self) -> Global___ExplainJobResponse:
+        """What would keep it from starting now, node by node, and its place in the queue."""
+
+    def __init__(
+        self,
+        *,
+        placement: Global___ExplainJobResponse | None = ...,
+        seconds_per_row: _builtins.float | None = ...,
+        num_jobs: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seconds_per_row", b"_seconds_per_row", "placement", b"placement", "seconds_per_row", b"seconds_per_row"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seconds_per_row", b"_seconds_per_row", "num_jobs", b"num_jobs", "placement", b"placement", "seconds_per_row", b"seconds_per_row"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seconds_per_row: _TypeAlias = _typing.Literal["seconds_per_row"]  # noqa: Y015
+    _WhichOneofArgType__seconds_per_row: _TypeAlias = _typing.Literal["_seconds_per_row", b"_seconds_per_row"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds_per_row) -> _WhichOneofReturnType__seconds_per_row | None: ...
+
+Global___JobForecast: _TypeAlias = JobForecast  # noqa: Y015
+
+@_typing.final
 class SuggestedChange(_message.Message):
     """One change that would let a job start at the next pass of the scheduler."""
 

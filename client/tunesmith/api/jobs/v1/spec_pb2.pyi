@@ -244,6 +244,7 @@ class JobSpec(_message.Message):
     PROMPT_TEMPLATE_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
     EXPORT_FIELD_NUMBER: _builtins.int
+    EXTERNAL_FIELD_NUMBER: _builtins.int
     experiment: _builtins.str
     """Experiment this job belongs to; the job's readable name starts with it. Defaults to `job`."""
     base_model: _builtins.str
@@ -300,6 +301,10 @@ class JobSpec(_message.Message):
     def export(self) -> _evaluation_pb2.ExportSpec:
         """Converts a checkpoint or a version instead of training, into a version of `output.model`."""
 
+    @_builtins.property
+    def external(self) -> Global___ExternalSpec:
+        """The run of a program that the platform does not start. Set by StartExternalRun only."""
+
     def __init__(
         self,
         *,
@@ -318,14 +323,67 @@ class JobSpec(_message.Message):
         prompt_template: _builtins.str = ...,
         evaluation: _evaluation_pb2.EvaluationSpec | None = ...,
         export: _evaluation_pb2.ExportSpec | None = ...,
+        external: Global___ExternalSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "deadlines", b"deadlines", "evaluation", b"evaluation", "export", b"export", "output", b"output", "resources", b"resources", "retry", b"retry", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "deadlines", b"deadlines", "evaluation", b"evaluation", "export", b"export", "external", b"external", "output", b"output", "resources", b"resources", "retry", b"retry", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "dataset", b"dataset", "deadlines", b"deadlines", "evaluation", b"evaluation", "experiment", b"experiment", "export", b"export", "labels", b"labels", "method", b"method", "output", b"output", "prompt_template", b"prompt_template", "resources", b"resources", "retry", b"retry", "sample_prompts", b"sample_prompts", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "dataset", b"dataset", "deadlines", b"deadlines", "evaluation", b"evaluation", "experiment", b"experiment", "export", b"export", "external", b"external", "labels", b"labels", "method", b"method", "output", b"output", "prompt_template", b"prompt_template", "resources", b"resources", "retry", b"retry", "sample_prompts", b"sample_prompts", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobSpec: _TypeAlias = JobSpec  # noqa: Y015
+
+@_typing.final
+class ExternalSpec(_message.Message):
+    """A program that the platform does not start, and what it was told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ConfigEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CONFIG_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    PROGRAM_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """Name of the machine it runs on, as the program says."""
+    program: _builtins.str
+    """Its command line, as the program says."""
+    @_builtins.property
+    def config(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Configuration by path, for example `optimizer.lr: 0.001`."""
+
+    def __init__(
+        self,
+        *,
+        config: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        host: _builtins.str = ...,
+        program: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "host", b"host", "program", b"program"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExternalSpec: _TypeAlias = ExternalSpec  # noqa: Y015
 
 @_typing.final
 class DeadlineSpec(_message.Message):
@@ -490,6 +548,7 @@ class TrainingSpec(_message.Message):
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     KEEP_BEST_CHECKPOINTS_FIELD_NUMBER: _builtins.int
     MAX_CHECKPOINT_OVERHEAD_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
     num_epochs: _builtins.float
     """Passes over the data. Default 1. Ignored when `max_steps` is set."""
     max_steps: _builtins.int
@@ -548,7 +607,7 @@ class TrainingSpec(_message.Message):
     early_stopping_patience: _builtins.int
     """Evaluations without improvement after which training ends early. 0: never. Default 0."""
     early_stopping_min_delta: _builtins.float
-    """Smallest fall of the evaluation loss that counts as an improvement. Default 0."""
+    """Smallest fall of the evaluation loss, or change of `answers.best_metric`, that counts as an improvement. Default 0."""
     nan_policy: Global___NanPolicy.ValueType
     """What a NaN or infinite loss or gradient is answered with. Default stop."""
     max_skipped_steps: _builtins.int
@@ -556,9 +615,15 @@ class TrainingSpec(_message.Message):
     snapshots: Global___SnapshotMode.ValueType
     """How often the state is copied into memory that outlives the trainer. Default every step."""
     keep_best_checkpoints: _builtins.int
-    """Checkpoints with the lowest evaluation loss that are kept beside the newest ones. Default 0."""
+    """Checkpoints with the lowest evaluation loss, or the best `answers.best_metric`, that are kept beside the newest
+    ones. Default 0.
+    """
     max_checkpoint_overhead: _builtins.float
     """Part of the time for which snapshots and checkpoints may hold training up. Default 0.01."""
+    @_builtins.property
+    def answers(self) -> _evaluation_pb2.AnswersSpec:
+        """Answers to held-out examples at every evaluation, judged by scorers. Default none."""
+
     def __init__(
         self,
         *,
@@ -592,10 +657,11 @@ class TrainingSpec(_message.Message):
         snapshots: Global___SnapshotMode.ValueType = ...,
         keep_best_checkpoints: _builtins.int = ...,
         max_checkpoint_overhead: _builtins.float | None = ...,
+        answers: _evaluation_pb2.AnswersSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_max_checkpoint_overhead", b"_max_checkpoint_overhead", "_max_grad_norm", b"_max_grad_norm", "learning_rate", b"learning_rate", "max_checkpoint_overhead", b"max_checkpoint_overhead", "max_grad_norm", b"max_grad_norm"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_max_checkpoint_overhead", b"_max_checkpoint_overhead", "_max_grad_norm", b"_max_grad_norm", "answers", b"answers", "learning_rate", b"learning_rate", "max_checkpoint_overhead", b"max_checkpoint_overhead", "max_grad_norm", b"max_grad_norm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_max_checkpoint_overhead", b"_max_checkpoint_overhead", "_max_grad_norm", b"_max_grad_norm", "checkpoint_every_steps", b"checkpoint_every_steps", "early_stopping_min_delta", b"early_stopping_min_delta", "early_stopping_patience", b"early_stopping_patience", "eval_every_steps", b"eval_every_steps", "eval_fraction", b"eval_fraction", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_sync", b"gradient_sync", "keep_best_checkpoints", b"keep_best_checkpoints", "keep_checkpoints", b"keep_checkpoints", "learning_rate", b"learning_rate", "log_every_steps", b"log_every_steps", "logical_shards", b"logical_shards", "lr_scheduler", b"lr_scheduler", "max_checkpoint_overhead", b"max_checkpoint_overhead", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_skipped_steps", b"max_skipped_steps", "max_steps", b"max_steps", "micro_batch_size", b"micro_batch_size", "nan_policy", b"nan_policy", "neftune_noise_alpha", b"neftune_noise_alpha", "num_epochs", b"num_epochs", "num_threads", b"num_threads", "packing", b"packing", "precision", b"precision", "seed", b"seed", "snapshots", b"snapshots", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay", "word_dropout", b"word_dropout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_max_checkpoint_overhead", b"_max_checkpoint_overhead", "_max_grad_norm", b"_max_grad_norm", "answers", b"answers", "checkpoint_every_steps", b"checkpoint_every_steps", "early_stopping_min_delta", b"early_stopping_min_delta", "early_stopping_patience", b"early_stopping_patience", "eval_every_steps", b"eval_every_steps", "eval_fraction", b"eval_fraction", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_sync", b"gradient_sync", "keep_best_checkpoints", b"keep_best_checkpoints", "keep_checkpoints", b"keep_checkpoints", "learning_rate", b"learning_rate", "log_every_steps", b"log_every_steps", "logical_shards", b"logical_shards", "lr_scheduler", b"lr_scheduler", "max_checkpoint_overhead", b"max_checkpoint_overhead", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_skipped_steps", b"max_skipped_steps", "max_steps", b"max_steps", "micro_batch_size", b"micro_batch_size", "nan_policy", b"nan_policy", "neftune_noise_alpha", b"neftune_noise_alpha", "num_epochs", b"num_epochs", "num_threads", b"num_threads", "packing", b"packing", "precision", b"precision", "seed", b"seed", "snapshots", b"snapshots", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay", "word_dropout", b"word_dropout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015

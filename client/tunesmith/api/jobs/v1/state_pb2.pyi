@@ -135,6 +135,8 @@ class _StateReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StateReas
     """Its node is being drained."""
     STATE_REASON_RUN_DEADLINE: _StateReason.ValueType  # 7
     """It trained longer than spec.deadlines.run allows."""
+    STATE_REASON_WRITER_LOST: _StateReason.ValueType  # 8
+    """Nothing was heard of its program for ten minutes (external runs only); it can be taken up again."""
 
 class StateReason(_StateReason, metaclass=_StateReasonEnumTypeWrapper):
     """Why a job is in its state."""
@@ -155,6 +157,8 @@ STATE_REASON_DRAINED: StateReason.ValueType  # 6
 """Its node is being drained."""
 STATE_REASON_RUN_DEADLINE: StateReason.ValueType  # 7
 """It trained longer than spec.deadlines.run allows."""
+STATE_REASON_WRITER_LOST: StateReason.ValueType  # 8
+"""Nothing was heard of its program for ten minutes (external runs only); it can be taken up again."""
 Global___StateReason: _TypeAlias = StateReason  # noqa: Y015
 
 class _FailureClass:
@@ -401,6 +405,26 @@ class Progress(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class EvalScoresEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     STEP_FIELD_NUMBER: _builtins.int
     TOTAL_STEPS_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
@@ -417,6 +441,7 @@ class Progress(_message.Message):
     STOPPED_EARLY_FIELD_NUMBER: _builtins.int
     SUGGESTED_CHECKPOINT_INTERVAL_FIELD_NUMBER: _builtins.int
     CHECKPOINT_AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    EVAL_SCORES_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Optimizer steps done."""
     total_steps: _builtins.int
@@ -457,6 +482,10 @@ class Progress(_message.Message):
         failure rate. Absent until both are known.
         """
 
+    @_builtins.property
+    def eval_scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """What the scorers of `training.answers` said at the last evaluation, by metric. Empty without."""
+
     def __init__(
         self,
         *,
@@ -476,10 +505,11 @@ class Progress(_message.Message):
         stopped_early: _builtins.bool = ...,
         suggested_checkpoint_interval: _duration_pb2.Duration | None = ...,
         checkpoint_age_seconds: _builtins.float | None = ...,
+        eval_scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_age_seconds", b"_checkpoint_age_seconds", "_eval_loss", b"_eval_loss", "checkpoint_age_seconds", b"checkpoint_age_seconds", "eta", b"eta", "eval_loss", b"eval_loss", "suggested_checkpoint_interval", b"suggested_checkpoint_interval", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_age_seconds", b"_checkpoint_age_seconds", "_eval_loss", b"_eval_loss", "checkpoint_age_seconds", b"checkpoint_age_seconds", "checkpoint_seconds", b"checkpoint_seconds", "epoch", b"epoch", "eta", b"eta", "eval_loss", b"eval_loss", "first_loss", b"first_loss", "loss", b"loss", "phase", b"phase", "skipped_steps", b"skipped_steps", "step", b"step", "stopped_early", b"stopped_early", "suggested_checkpoint_interval", b"suggested_checkpoint_interval", "time", b"time", "tokens_per_second", b"tokens_per_second", "total_steps", b"total_steps", "training_seconds", b"training_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_age_seconds", b"_checkpoint_age_seconds", "_eval_loss", b"_eval_loss", "checkpoint_age_seconds", b"checkpoint_age_seconds", "checkpoint_seconds", b"checkpoint_seconds", "epoch", b"epoch", "eta", b"eta", "eval_loss", b"eval_loss", "eval_scores", b"eval_scores", "first_loss", b"first_loss", "loss", b"loss", "phase", b"phase", "skipped_steps", b"skipped_steps", "step", b"step", "stopped_early", b"stopped_early", "suggested_checkpoint_interval", b"suggested_checkpoint_interval", "time", b"time", "tokens_per_second", b"tokens_per_second", "total_steps", b"total_steps", "training_seconds", b"training_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checkpoint_age_seconds: _TypeAlias = _typing.Literal["checkpoint_age_seconds"]  # noqa: Y015
     _WhichOneofArgType__checkpoint_age_seconds: _TypeAlias = _typing.Literal["_checkpoint_age_seconds", b"_checkpoint_age_seconds"]  # noqa: Y015
@@ -506,6 +536,7 @@ class CheckpointRef(_message.Message):
     EVAL_LOSS_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
     EXPIRED_FIELD_NUMBER: _builtins.int
+    JUDGED_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Optimizer steps done when it was taken."""
     epoch: _builtins.int
@@ -520,6 +551,10 @@ class CheckpointRef(_message.Message):
     """Kept until it is unpinned, whatever the retention rules say."""
     expired: _builtins.bool
     """True once the retention rules let it go: it can no longer be forked."""
+    judged: _builtins.float
+    """What `keep_best_checkpoints` compares, smaller is better: the evaluation loss, or `training.answers.best_metric`,
+    negated when larger values are better. Absent when there was no evaluation, or it is the loss.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was committed."""
@@ -535,14 +570,20 @@ class CheckpointRef(_message.Message):
         eval_loss: _builtins.float | None = ...,
         pinned: _builtins.bool = ...,
         expired: _builtins.bool = ...,
+        judged: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss", "create_time", b"create_time", "eval_loss", b"eval_loss"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss", "_judged", b"_judged", "create_time", b"create_time", "eval_loss", b"eval_loss", "judged", b"judged"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss", "create_time", b"create_time", "digest", b"digest", "epoch", b"epoch", "eval_loss", b"eval_loss", "expired", b"expired", "pinned", b"pinned", "size_bytes", b"size_bytes", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss", "_judged", b"_judged", "create_time", b"create_time", "digest", b"digest", "epoch", b"epoch", "eval_loss", b"eval_loss", "expired", b"expired", "judged", b"judged", "pinned", b"pinned", "size_bytes", b"size_bytes", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__eval_loss: _TypeAlias = _typing.Literal["eval_loss"]  # noqa: Y015
     _WhichOneofArgType__eval_loss: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss"]  # noqa: Y015
+    _WhichOneofReturnType__judged: _TypeAlias = _typing.Literal["judged"]  # noqa: Y015
+    _WhichOneofArgType__judged: _TypeAlias = _typing.Literal["_judged", b"_judged"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__eval_loss) -> _WhichOneofReturnType__eval_loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__judged) -> _WhichOneofReturnType__judged | None: ...
 
 Global___CheckpointRef: _TypeAlias = CheckpointRef  # noqa: Y015
 

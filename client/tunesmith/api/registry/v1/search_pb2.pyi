@@ -21,6 +21,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _SearchMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SearchModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SearchMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SEARCH_MODE_UNSPECIFIED: _SearchMode.ValueType  # 0
+    """Both ways where possible."""
+    SEARCH_MODE_FULL_TEXT: _SearchMode.ValueType  # 1
+    """As words that must occur."""
+    SEARCH_MODE_MEANING: _SearchMode.ValueType  # 2
+    """By what they mean, whatever the words; an error when there is no encoder."""
+
+class SearchMode(_SearchMode, metaclass=_SearchModeEnumTypeWrapper):
+    """How the words of a search are understood."""
+
+SEARCH_MODE_UNSPECIFIED: SearchMode.ValueType  # 0
+"""Both ways where possible."""
+SEARCH_MODE_FULL_TEXT: SearchMode.ValueType  # 1
+"""As words that must occur."""
+SEARCH_MODE_MEANING: SearchMode.ValueType  # 2
+"""By what they mean, whatever the words; an error when there is no encoder."""
+Global___SearchMode: _TypeAlias = SearchMode  # noqa: Y015
+
 class _ModelKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -69,10 +93,13 @@ class SearchModelsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     NO_FACETS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`projects/{project}`."""
     query: _builtins.str
-    """Words, all of which must occur; the beginning of a word counts. Empty: no words."""
+    """Words. As full text all must occur, and the beginning of a word counts; by meaning none need occur. Empty: no
+    words.
+    """
     model: _builtins.str
     """Only versions of this model (id)."""
     order_by: _builtins.str
@@ -85,6 +112,10 @@ class SearchModelsRequest(_message.Message):
     """`next_page_token` of the previous page."""
     no_facets: _builtins.bool
     """Without counts of facets."""
+    mode: Global___SearchMode.ValueType
+    """How words are understood. Default: both ways where an encoder is at hand and the order is `relevance`. Models and
+    base models have a meaning, versions have words only.
+    """
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___ModelKind.ValueType]:
         """What to look for. Empty: models."""
@@ -130,10 +161,11 @@ class SearchModelsRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         no_facets: _builtins.bool = ...,
+        mode: Global___SearchMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_models", b"base_models", "kinds", b"kinds", "languages", b"languages", "metrics", b"metrics", "model", b"model", "no_facets", b"no_facets", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "query", b"query", "stages", b"stages", "tags", b"tags", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_models", b"base_models", "kinds", b"kinds", "languages", b"languages", "metrics", b"metrics", "mode", b"mode", "model", b"model", "no_facets", b"no_facets", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "query", b"query", "stages", b"stages", "tags", b"tags", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -150,12 +182,15 @@ class SearchModelsResponse(_message.Message):
     TOTAL_FIELD_NUMBER: _builtins.int
     FACETS_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    MODE_REASON_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Token of the next page. Empty: this was the last."""
     total: _builtins.int
     """How many there are in all."""
     mode: _builtins.str
-    """How words are understood: `full text` or `meaning`."""
+    """How words were understood: `full text`, `meaning` or `full text and meaning`."""
+    mode_reason: _builtins.str
+    """Why the meaning did not count, or not of all there is. Empty: it did."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundModel]:
         """What was found, in the order asked for."""
@@ -172,10 +207,11 @@ class SearchModelsResponse(_message.Message):
         total: _builtins.int = ...,
         facets: _abc.Iterable[Global___Facet] | None = ...,
         mode: _builtins.str = ...,
+        mode_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["facets", b"facets", "mode", b"mode", "next_page_token", b"next_page_token", "results", b"results", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["facets", b"facets", "mode", b"mode", "mode_reason", b"mode_reason", "next_page_token", b"next_page_token", "results", b"results", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -220,10 +256,13 @@ class ListSimilarModelsResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    MODE_REASON_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Token of the next page. Empty: this was the last."""
     mode: _builtins.str
-    """How likeness is judged: `full text` or `meaning`."""
+    """How likeness was judged: `full text` or `full text and meaning`."""
+    mode_reason: _builtins.str
+    """Why the meaning did not count, or not of all there is. Empty: it did."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundModel]:
         """Models, most alike first."""
@@ -234,10 +273,11 @@ class ListSimilarModelsResponse(_message.Message):
         results: _abc.Iterable[Global___FoundModel] | None = ...,
         next_page_token: _builtins.str = ...,
         mode: _builtins.str = ...,
+        mode_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "next_page_token", b"next_page_token", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "mode_reason", b"mode_reason", "next_page_token", b"next_page_token", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -288,6 +328,12 @@ class RecommendBaseModelsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RECOMMENDATIONS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    MODE_REASON_FIELD_NUMBER: _builtins.int
+    mode: _builtins.str
+    """How the task was understood: `full text` or `full text and meaning`."""
+    mode_reason: _builtins.str
+    """Why the meaning did not count, or not of all there is. Empty: it did."""
     @_builtins.property
     def recommendations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Recommendation]:
         """Base models, best first."""
@@ -296,10 +342,12 @@ class RecommendBaseModelsResponse(_message.Message):
         self,
         *,
         recommendations: _abc.Iterable[Global___Recommendation] | None = ...,
+        mode: _builtins.str = ...,
+        mode_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["recommendations", b"recommendations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "mode_reason", b"mode_reason", "recommendations", b"recommendations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,149 @@
+"""External runs in the jobs service: silence, taking up, verbs that do not fit, and nobody else's room."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.jobs.stage import CALLER, Stage, stage
+from tunesmith.api.jobs.v1 import external_pb2, jobs_pb2, spec_pb2, state_pb2, verbs_pb2
+from tunesmith.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from tunesmith_jobs.external import ExternalRuns, SilenceMonitor
+
+_ID = "01k0000000000000000000000a"
+
+
+class Runs:
+    """External runs on a stage."""
+
+    def __init__(self, jobs: Stage) -> None:
+        self.jobs = jobs
+        self.runs = ExternalRuns(jobs.db, jobs.clock)
+        self.monitor = SilenceMonitor(jobs.db, jobs.clock)
+
+    async def start(self, job_id: str = _ID, request_id: str = "") -> external_pb2.StartExternalRunResponse:
+        request = external_pb2.StartExternalRunRequest(
+            parent="projects/default", job_id=job_id, request_id=request_id
+        )
+        return await self.runs.start(request, CALLER)
+
+    async def renew(self, epoch: int, **what: object) -> external_pb2.RenewExternalRunResponse:
+        request = external_pb2.RenewExternalRunRequest(name=self.name, epoch=epoch, **what)  # type: ignore[arg-type]
+        return await self.runs.renew(request, CALLER)
+
+    async def finish(self, epoch: int, failed: bool = False) -> jobs_pb2.Job:
+        request = external_pb2.FinishExternalRunRequest(name=self.name, epoch=epoch, failed=failed)
+        return (await self.runs.finish(request, CALLER)).job
+
+    name = f"projects/default/jobs/{_ID}"
+
+    async def state(self) -> str:
+        return await self.jobs.state(self.name)
+
+    async def silence(self, seconds: float) -> None:
+        """Lets the program be silent, and looks before and after."""
+        await self.monitor.look()
+        self.jobs.clock.pass_by(seconds)
+        await self.monitor.look()
+
+
+@pytest.fixture
+async def runs(tmp_path: Path) -> AsyncIterator[Runs]:
+    async with stage(f"sqlite:///{tmp_path}/jobs.db") as found:
+        yield Runs(found)
+
+
+async def test_silence_is_a_condition_first_and_the_program_goes_on_by_itself(runs: Runs) -> None:
+    await runs.start()
+    await runs.silence(61)
+    job = await runs.jobs.get(runs.name)
+    assert [(c.type, c.reason) for c in job.conditions] == [("Writing", "WRITER_SILENT")]
+    assert await runs.state() == "RUNNING"
+    answer = await runs.renew(1, progress=state_pb2.Progress(step=7))
+    assert (list(answer.job.conditions), answer.job.progress.step) == ([], 7)
+    await runs.silence(59)
+    assert not (await runs.jobs.get(runs.name)).conditions
+
+
+async def test_a_run_nobody_hears_of_rests_and_can_be_taken_up_or_ended(runs: Runs) -> None:
+    await runs.start()
+    await runs.silence(601)
+    assert await runs.state() == "PAUSED WRITER_LOST"
+    assert (await runs.jobs.attempt(runs.name)).failure.reason == "WRITER_LOST"
+    with pytest.raises(FailedPrecondition, match="not in force"):
+        await runs.renew(1)
+    assert (await runs.start()).epoch == 2
+    assert await runs.state() == "RUNNING"
+    with pytest.raises(FailedPrecondition) as stale:
+        await runs.finish(1)
+    assert stale.value.reason == "STALE_EPOCH"
+    await runs.silence(601)
+    job = await runs.finish(2)  # its program's end arrived later than we believed in it
+    assert job.state == state_pb2.JOB_STATE_SUCCEEDED
+    assert (await runs.finish(2, failed=True)).state == job.state, "repeated: harmless"
+    with pytest.raises(FailedPrecondition) as over:
+        await runs.start()
+    assert over.value.reason == "JOB_TERMINAL"
+
+
+async def test_an_outage_of_the_service_ends_no_run(runs: Runs) -> None:
+    await runs.start()
+    runs.jobs.clock.pass_by(3600)
+    runs.monitor = SilenceMonitor(runs.jobs.db, runs.jobs.clock)  # as after a restart
+    await runs.silence(59)
+    assert (await runs.state(), list((await runs.jobs.get(runs.name)).conditions)) == ("RUNNING", [])
+
+
+async def test_a_cancelled_run_tells_its_program_and_a_silent_one_is_cancelled(runs: Runs) -> None:
+    await runs.start()
+    await runs.jobs.verbs.cancel(jobs_pb2.CancelJobRequest(name=runs.name), CALLER)
+    answer = await runs.renew(1)
+    assert answer.desired == state_pb2.DESIRED_CANCEL
+    assert await runs.state() == "CANCELLING"
+    assert (await runs.finish(1, failed=True)).state == state_pb2.JOB_STATE_CANCELLED
+    await runs.start("01k0000000000000000000000b")
+    name = "projects/default/jobs/01k0000000000000000000000b"
+    await runs.jobs.verbs.cancel(jobs_pb2.CancelJobRequest(name=name), CALLER)
+    await runs.silence(61)
+    assert await runs.jobs.state(name) == "CANCELLED"
+
+
+async def test_verbs_of_the_platforms_own_jobs_are_refused(runs: Runs) -> None:
+    await runs.start()
+    verbs = runs.jobs.verbs
+    for refused in (
+        verbs.pause(verbs_pb2.PauseJobRequest(name=runs.name), CALLER),
+        verbs.resume(verbs_pb2.ResumeJobRequest(name=runs.name), CALLER),
+        verbs.checkpoint(verbs_pb2.CheckpointJobRequest(name=runs.name), CALLER),
+        verbs.move(verbs_pb2.MoveJobRequest(name=runs.name, node="a"), CALLER),
+    ):
+        with pytest.raises(FailedPrecondition) as error:
+            await refused
+        assert error.value.reason == "RUN_EXTERNAL"
+    spec = spec_pb2.JobSpec(external=spec_pb2.ExternalSpec(host="a"))
+    with pytest.raises(InvalidArgument, match="programs that run already"):
+        await runs.jobs.store.create(jobs_pb2.CreateJobRequest(parent="projects/default", spec=spec), CALLER)
+
+
+async def test_a_run_holds_no_node_and_no_quota(runs: Runs) -> None:
+    await runs.jobs.node("a")
+    await runs.jobs.set_quota("default", max_running_jobs=1)
+    await runs.start()
+    name = await runs.jobs.run()
+    assert await runs.jobs.state(name) == "RUNNING"
+    assert await runs.state() == "RUNNING"
+
+
+async def test_ids_of_others_are_not_taken_over_and_a_repeated_start_begins_one_run(runs: Runs) -> None:
+    await runs.jobs.node("a")
+    theirs = (await runs.jobs.get(await runs.jobs.queue())).job_id
+    with pytest.raises(AlreadyExists) as taken:
+        await runs.start(theirs)
+    assert taken.value.reason == "JOB_ID_TAKEN"
+    first, again = [await runs.start(request_id="one") for _ in range(2)]
+    assert (first.epoch, again.epoch) == (1, 1)
+    with pytest.raises(FailedPrecondition) as error:
+        await runs.runs.renew(
+            external_pb2.RenewExternalRunRequest(name=f"projects/default/jobs/{theirs}", epoch=1), CALLER
+        )
+    assert error.value.reason == "RUN_NOT_EXTERNAL"
