@@ -16,13 +16,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sqlalchemy import create_engine, insert
+from sqlalchemy.orm import Session
 
 from tests.registry.governing import Governed, governed
 from tests.registry.support import PROJECT
 from tunesmith.api.registry.v1 import cards_pb2, models_pb2, search_pb2
 from tunesmith_kit.ids import new_ulid
+from tunesmith_registry.governance.encoding import Encoder, find
+from tunesmith_registry.governance.entries import model_entries
 from tunesmith_registry.governance.tables import CARD_SECTIONS
+from tunesmith_registry.governance.vectors import Lacking, store
 from tunesmith_registry.tables import MODEL_VERSIONS, MODELS
 
 _WORDS = [f"{a}{b}" for a in ("sum", "trans", "chat", "code", "legal", "med", "poem", "quiz") for b in
@@ -97,6 +102,25 @@ async def timed(call: Callable[[], Awaitable[Any]], num: int) -> tuple[float, fl
     return statistics.median(taken), taken[min(len(taken) - 1, int(0.99 * len(taken)))]
 
 
+def mean(folder: Path, num: int, related_to: str = "", seed: int = 3) -> None:
+    """Writes a vector of every model, as if its card had been encoded; close to that of a text when given."""
+    engine, dice = create_engine(f"sqlite:///{folder / 'registry.db'}"), np.random.default_rng(seed)
+    found = find("")
+    assert found is not None, "make setup installs the encoder"
+    with Session(engine) as session, session.begin():
+        entries = [entry for entry in model_entries(session, "default") if entry.text]
+        texts = [Lacking(entry.found.name, entry.text, entry.text_digest) for entry in entries]
+        vectors = dice.standard_normal((len(texts), 384)).astype(np.float32)
+        encoder = Encoder(found)
+        if related_to:
+            vectors = (vectors / 20 + encoder.question(related_to)).astype(np.float32)
+            encoder.close()
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        store(session, "default", encoder.digest, texts, list(vectors))
+    assert len(texts) >= num
+    engine.dispose()
+
+
 async def measure(registry: Governed, num: int, repeats: int) -> dict[str, float]:
     """Runs the questions; milliseconds by name."""
     dice, found = random.Random(2), {}
@@ -114,16 +138,23 @@ async def measure(registry: Governed, num: int, repeats: int) -> dict[str, float
     answer = await ask()()
     found["first question, index read"] = (time.perf_counter() - began) * 1000
     assert answer.total == num + 1, answer.total
+    words_only = {"mode": search_pb2.SEARCH_MODE_FULL_TEXT}
     questions: dict[str, dict[str, Any]] = {
         "all models, with facets": {},
-        "one word": {"query": 1},
-        "two words": {"query": 2},
-        "beginning of a word": {"query": "su"},
+        "one word": {"query": 1, **words_only},
+        "two words": {"query": 2, **words_only},
+        "beginning of a word": {"query": "su", **words_only},
         "filters and a metric": {"languages": ["de"], "tasks": ["chat"], "metrics": ["eval/loss<1"]},
         "ordered by a metric": {"order_by": "metric:eval/loss"},
     }
     for name, fields in questions.items():
         found[f"{name}, p50"], found[f"{name}, p99"] = await timed(ask(page_size=20, **fields), repeats)
+    by_meaning = {"query": "a model that helps people", "mode": search_pb2.SEARCH_MODE_MEANING}
+    name, call = "by meaning, the question encoded before", ask(page_size=20, **by_meaning)
+    await call()
+    found[f"{name}, p50"], found[f"{name}, p99"] = await timed(call, repeats)
+    name, fresh = "by both ways, the question encoded anew", ask(page_size=20, query=2)
+    found[f"{name}, p50"], found[f"{name}, p99"] = await timed(fresh, repeats)
     every = {"kinds": [search_pb2.MODEL_KIND_VERSION], "model": "many", "page_size": 1000}
     _, found["10,000 versions, page of 1,000 with facets, p99"] = await timed(ask(**every), repeats // 4)
     return found
@@ -132,8 +163,9 @@ async def measure(registry: Governed, num: int, repeats: int) -> dict[str, float
 async def run(num: int, repeats: int) -> dict[str, float]:
     """Starts a registry, fills it and measures."""
     with tempfile.TemporaryDirectory() as folder:
-        async with governed(Path(folder)) as registry:
+        async with governed(Path(folder), encoder="") as registry:
             await asyncio.to_thread(fill, Path(folder), num)
+            await asyncio.to_thread(mean, Path(folder), num)
             return await measure(registry, num, repeats)
 
 

@@ -1,4 +1,4 @@
-"""Who may store what it sends: a job belongs to the project of its first message, and a deleted one is over."""
+"""Who may store what it sends: a job belongs to the project of its first message; a deleted one is over."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass

@@ -3,6 +3,7 @@
 
 import { join } from "node:path";
 import { chromium } from "playwright-core";
+import { framesOf, quantile } from "./recorder.mjs";
 
 const [url, token, executablePath, job, folder] = process.argv.slice(2);
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "--disable-dev-shm-usage"] });
@@ -13,23 +14,8 @@ const found = {};
 
 /** Records every frame while something is done. */
 async function frames(name, act) {
-  await page.evaluate(() => {
-    const record = { times: [], on: true };
-    window.record = record;
-    const look = (now) => {
-      record.times.push(now);
-      if (record.on) requestAnimationFrame(look);
-    };
-    requestAnimationFrame(look);
-  });
-  await act();
-  const gaps = await page.evaluate(() => {
-    window.record.on = false;
-    return window.record.times.slice(1).map((time, at) => time - window.record.times[at]);
-  });
-  gaps.sort((a, b) => a - b);
-  const at = (part) => Math.round(10 * (gaps[Math.min(gaps.length - 1, Math.floor(part * gaps.length))] ?? 0)) / 10;
-  found[name] = { frames: gaps.length, p50_ms: at(0.5), p95_ms: at(0.95), worst_ms: at(1) };
+  const gaps = await framesOf(page, act);
+  found[name] = { frames: gaps.length, p50_ms: quantile(gaps, 0.5), p95_ms: quantile(gaps, 0.95), worst_ms: quantile(gaps, 1) };
 }
 
 const pause = (milliseconds) => page.waitForTimeout(milliseconds);
@@ -48,7 +34,7 @@ async function zoom() {
   await pause(100);
 }
 
-await page.goto(`${url}/#token=${token}`);
+await page.goto(`${url}/jobs#token=${token}`);
 await page.locator("a.row").first().waitFor();
 const began = Date.now();
 await page.goto(`${url}/jobs/${job.split("/").pop()}`);

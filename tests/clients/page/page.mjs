@@ -29,7 +29,7 @@ function inked(page) {
 }
 
 async function signIn(page) {
-  await page.goto(url);
+  await page.goto(`${url}/jobs`);
   await page.getByLabel("Your token").fill("not a token");
   await page.getByRole("button", { name: "Sign in" }).click();
   say("refused", { text: await page.getByRole("alert").innerText() });
@@ -73,7 +73,7 @@ async function lookAround(page) {
 }
 
 async function cancelJob(page) {
-  await page.getByRole("link", { name: "Tunesmith" }).click();
+  await page.getByRole("link", { name: "Jobs", exact: true }).click();
   say("back on the list");
   const row = page.locator("a.row", { hasText: "endless" }).first();
   await row.click();
@@ -84,12 +84,12 @@ async function cancelJob(page) {
   await checkpoint.getByRole("button", { name: "pin" }).click();
   await checkpoint.getByRole("button", { name: "unpin" }).waitFor();
   await page.screenshot({ path: join(folder, "paused.png"), fullPage: true });
-  await page.getByRole("button", { name: "Resume" }).click();
+  await page.getByRole("button", { name: "Resume", exact: true }).click();
   await page.locator("[data-state=JOB_STATE_RUNNING]").waitFor();
   say("resumed", { checkpoint: await checkpoint.innerText() });
-  await page.getByRole("button", { name: "Fork" }).click();
+  await page.getByRole("button", { name: "Fork", exact: true }).click();
   await page.getByLabel("Learning rate").fill("0.001");
-  await page.getByRole("dialog").getByRole("button", { name: "Fork" }).click();
+  await page.getByRole("dialog").getByRole("button", { name: "Fork", exact: true }).click();
   await page.getByText("forked from").waitFor();
   await page.getByText("Waits:").waitFor();
   say("forked", { waits: await page.locator(".notice").first().innerText() });

@@ -22,7 +22,7 @@ const tab = (name) => page.getByRole("tab", { name, exact: true }).click();
 const shot = (name) => page.screenshot({ path: join(folder, `${name}.png`) });
 
 async function keys() {
-  await page.goto(`${url}/#token=${token}`);
+  await page.goto(`${url}/jobs#token=${token}`);
   await page.getByRole("heading", { name: "Jobs" }).waitFor();
   await page.keyboard.press("?");
   await page.getByRole("dialog", { name: "Keys" }).waitFor();

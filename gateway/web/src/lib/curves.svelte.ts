@@ -3,7 +3,7 @@
 import { SvelteMap } from "svelte/reactivity";
 import type { ListMetricsResponse, QuerySeriesResponse, Series, WatchSeriesResponse } from "../contract";
 import { get } from "./api";
-import { SETTLE_MS, sleep, watch } from "./events";
+import { patient, SETTLE_MS, sleep, watch } from "./events";
 import { number } from "./words";
 
 // More points than pixels show nothing more; the band of extremes keeps every spike visible.
@@ -12,6 +12,9 @@ const MAX_POINTS = 800;
 const LIST_MS = 5000;
 const FIRST_MS = 500;
 const REDRAW_MS = 1000;
+
+/** What the agent measures of the node beside a run: its steps are its own. */
+export const MACHINE = "system/";
 
 export const AXES = {
   step: "",
@@ -29,6 +32,11 @@ export interface Curve {
   values: number[];
   low: number[];
   high: number[];
+  /** When each point was measured, in microseconds. */
+  times: number[];
+  /** What it is called and drawn in, where that is not by its key and place. */
+  label?: string;
+  color?: string;
 }
 
 export class Curves {
@@ -36,17 +44,20 @@ export class Curves {
   keys = $state.raw<string[]>([]);
   live = $state(false);
   listed = $state(false);
-  private range: [number, number] | null = null;
+  private range: [number, number] | null;
 
   constructor(
     private readonly job: string,
     private readonly done: () => boolean,
-  ) {}
+    range: [number, number] | null = null,
+  ) {
+    this.range = range;
+  }
 
   /** Keeps the list of metrics until the signal: a running job may begin to log others. */
   async list(signal: AbortSignal): Promise<void> {
     while (!signal.aborted) {
-      const answer = await get<ListMetricsResponse>(`${this.job}/metrics`, {}, signal);
+      const answer = await patient(() => get<ListMetricsResponse>(`${this.job}/metrics`, {}, signal), signal);
       // Histograms, texts and pictures are no curves.
       const found = answer.metrics.filter((metric) => metric.kind === "METRIC_KIND_NUMBER").map((metric) => metric.key);
       if (found.join("\n") !== this.keys.join("\n")) this.keys = found;
@@ -60,7 +71,7 @@ export class Curves {
   async follow(keys: string[], axis: AxisName, signal: AbortSignal): Promise<void> {
     for (const key of this.byKey.keys()) if (!keys.includes(key)) this.byKey.delete(key);
     if (keys.length === 0) return;
-    let revision = await this.load(keys, axis, signal);
+    let revision = await patient(() => this.load(keys, axis, signal), signal);
     while (!signal.aborted && !this.done()) {
       const inner = new AbortController();
       const stop = AbortSignal.any([signal, inner.signal]);
@@ -80,12 +91,12 @@ export class Curves {
         },
       });
       if (axis !== "step") await sleep(REDRAW_MS, signal);
-      if (!signal.aborted) revision = await this.load(keys, axis, signal);
+      if (!signal.aborted) revision = await patient(() => this.load(keys, axis, signal), signal);
     }
     this.live = false;
     // The last points are stored a moment after the job has ended.
     await sleep(SETTLE_MS, signal);
-    if (!signal.aborted) await this.load(keys, axis, signal);
+    if (!signal.aborted) await patient(() => this.load(keys, axis, signal), signal);
   }
 
   /** Shows a range of steps in its own resolution; null: everything. */
@@ -95,12 +106,17 @@ export class Curves {
   }
 
   private async load(keys: string[], axis: AxisName, signal?: AbortSignal): Promise<number> {
+    // The machine is measured by the clock, not by the step: always the whole of it, drawn where the time is.
+    const machine = keys.filter((key) => key.startsWith(MACHINE));
+    if (machine.length && machine.length < keys.length) await this.load(machine, "step", signal);
+    const only = machine.length === keys.length;
+    const range = only ? null : this.range;
     const query = {
-      keys,
+      keys: only ? keys : keys.filter((key) => !machine.includes(key)),
       axis: AXES[axis],
       max_points: MAX_POINTS,
-      min_step: this.range ? Math.floor(this.range[0]) : undefined,
-      max_step: this.range ? Math.ceil(this.range[1]) : undefined,
+      min_step: range ? Math.floor(range[0]) : undefined,
+      max_step: range ? Math.ceil(range[1]) : undefined,
     };
     const answer = await get<QuerySeriesResponse>(`${this.job}/series`, query, signal);
     for (const series of answer.series) this.byKey.set(series.key, curveOf(series));
@@ -109,27 +125,30 @@ export class Curves {
 
   private add(series: Series): void {
     const fresh = curveOf(series);
-    const curve = this.byKey.get(series.key) ?? { key: series.key, steps: [], x: [], values: [], low: [], high: [] };
+    const curve = this.byKey.get(series.key) ?? curveOf({ ...series, steps: [], values: [], min_values: [], x_values: [], times_us: [] });
     const first = fresh.steps[0];
     if (first === undefined) return;
     // Inside a zoomed range that ends before the newest point nothing changes.
-    if (this.range !== null && first > this.range[1]) return;
+    if (this.range !== null && first > this.range[1] && !series.key.startsWith(MACHINE)) return;
     // After a resume steps come again; the later points replace the earlier.
     let keep = curve.steps.length;
     while (keep > 0 && (curve.steps[keep - 1] ?? 0) >= first) keep -= 1;
     const steps = [...curve.steps.slice(0, keep), ...fresh.steps];
+    const values = [...curve.values.slice(0, keep), ...fresh.values];
+    const full = curve.low === curve.values && fresh.low === fresh.values;
     this.byKey.set(series.key, {
       key: series.key,
       steps,
       x: steps,
-      values: [...curve.values.slice(0, keep), ...fresh.values],
-      low: [...curve.low.slice(0, keep), ...fresh.low],
-      high: [...curve.high.slice(0, keep), ...fresh.high],
+      values,
+      times: [...curve.times.slice(0, keep), ...fresh.times],
+      low: full ? values : [...curve.low.slice(0, keep), ...fresh.low],
+      high: full ? values : [...curve.high.slice(0, keep), ...fresh.high],
     });
   }
 }
 
-function curveOf(series: Series): Curve {
+export function curveOf(series: Series): Curve {
   const values = series.values.map(number);
   const steps = series.steps.map(Number);
   return {
@@ -137,9 +156,32 @@ function curveOf(series: Series): Curve {
     steps,
     x: series.x_values.length ? series.x_values.map(number) : steps,
     values,
+    times: series.times_us.map(Number),
     low: series.min_values.length ? series.min_values.map(number) : values,
     high: series.max_values.length ? series.max_values.map(number) : values,
   };
+}
+
+/** Lays a curve of the machine over the axis of a curve of the run: each point where the run stood at that time. */
+export function besides(curve: Curve, run: Curve): Curve {
+  const kept: number[] = [];
+  const [x, steps]: number[][] = [[], []];
+  let after = 0;
+  curve.times.forEach((time, at) => {
+    while (after < run.times.length && (run.times[after] ?? 0) < time) after += 1;
+    const [t0, t1] = [run.times[after - 1] ?? NaN, run.times[after] ?? NaN];
+    const part = t1 === t0 ? 0 : (time - t0) / (t1 - t0);
+    const place = (run.x[after - 1] ?? NaN) * (1 - part) + (run.x[after] ?? NaN) * part;
+    if (!Number.isFinite(place)) return;
+    kept.push(at);
+    x?.push(place);
+    steps?.push(run.steps[after] ?? 0);
+  });
+  const pick = (of: number[]) => kept.map((at) => of[at] ?? NaN);
+  const values = pick(curve.values);
+  const low = curve.low === curve.values ? values : pick(curve.low);
+  const high = curve.high === curve.values ? values : pick(curve.high);
+  return { ...curve, x: x ?? [], steps: steps ?? [], values, low, high, times: pick(curve.times) };
 }
 
 /** Returns values smoothed by an exponential moving average without its bias at the start. */

@@ -161,6 +161,18 @@ function visible(signal: AbortSignal): Promise<void> {
   });
 }
 
+/** Asks until there is an answer: while the server is away, again and again. Throws a Problem that will not pass. */
+export async function patient<T>(ask: () => Promise<T>, signal: AbortSignal): Promise<T> {
+  for (let pause = FIRST_PAUSE_MS; ; pause = Math.min(2 * pause, LONGEST_PAUSE_MS)) {
+    try {
+      return await ask();
+    } catch (error) {
+      if (signal.aborted || !(error instanceof Problem && error.passing)) throw error;
+    }
+    await sleep(pause * (0.5 + Math.random() / 2), signal);
+  }
+}
+
 /** Waits, or ends at once when aborted. */
 export function sleep(milliseconds: number, signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {

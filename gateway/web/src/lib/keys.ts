@@ -12,13 +12,29 @@ export const KEYS: [string, string][] = [
   ["?", "show this"],
   ["j  k", "next, previous row"],
   ["Enter", "open the row"],
+  ["x", "choose the row, to compare"],
+  ["c", "compare what is chosen; on a job: compare it with others"],
+  ["p  s  f", "on a job: pause or resume, save a checkpoint, fork"],
   ["/", "search on this page"],
   ["g then …", PAGES.map((page) => `${page.key} ${page.title}`).join(" · ")],
   ["Esc", "close what is open"],
 ];
 
 function typing(target: EventTarget | null): boolean {
+  if (target instanceof HTMLInputElement && /^(checkbox|radio|range)$/.test(target.type)) return false;
   return target instanceof HTMLElement && (target.isContentEditable || /^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName));
+}
+
+/** Whether a key is a view's own: nobody types, nothing lies above the view, no other part has used it. */
+export function plainKey(event: KeyboardEvent): boolean {
+  const modified = event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented;
+  return !modified && !typing(event.target) && !document.querySelector("dialog[open]");
+}
+
+/** The last part of the address of the row that has the focus; empty when none has it. */
+export function rowId(): string {
+  const row = document.activeElement?.closest("[data-row], [role=row], li")?.querySelector("a[data-row]") ?? document.activeElement;
+  return row?.matches("a[data-row]") ? (row.getAttribute("href")?.split("/").pop() ?? "") : "";
 }
 
 function move(by: number): void {

@@ -9,6 +9,8 @@ export interface Page {
   href: string;
   /** Key that goes there after `g`. */
   key: string;
+  /** Left out of the navigation: reached by a button or the brand. */
+  aside?: boolean;
   /** Loads the view of all, when it is first shown. */
   all: () => Promise<{ default: Component }>;
   /** Loads the view of one, where there is one. */
@@ -17,12 +19,35 @@ export interface Page {
 
 export const PAGES: Page[] = [
   {
+    id: "home",
+    title: "Home",
+    href: "/",
+    key: "h",
+    aside: true,
+    all: () => import("../views/HomePage.svelte"),
+  },
+  {
+    id: "new",
+    title: "New job",
+    href: "/new",
+    key: "w",
+    aside: true,
+    all: () => import("../views/NewJobPage.svelte"),
+  },
+  {
     id: "jobs",
     title: "Jobs",
-    href: "/",
+    href: "/jobs",
     key: "j",
     all: () => import("../views/JobsPage.svelte"),
     one: () => import("../views/JobPage.svelte"),
+  },
+  {
+    id: "compare",
+    title: "Compare",
+    href: "/compare",
+    key: "r",
+    all: () => import("../views/ComparePage.svelte"),
   },
   {
     id: "nodes",
@@ -78,11 +103,18 @@ export const PAGES: Page[] = [
     key: "a",
     all: () => import("../views/AlertsPage.svelte"),
   },
+  {
+    id: "audit",
+    title: "Audit",
+    href: "/audit",
+    key: "u",
+    all: () => import("../views/AuditPage.svelte"),
+  },
 ];
 
 /** Returns the page and the id that a path's parts mean; unknown paths mean none. */
 export function pageOf(parts: string[]): { page: Page; id: string } | null {
-  const page = PAGES.find((each) => each.id === (parts[0] ?? "jobs"));
+  const page = PAGES.find((each) => each.id === (parts[0] ?? "home"));
   return page && (parts.length < 2 || (parts.length === 2 && page.one)) ? { page, id: parts[1] ?? "" } : null;
 }
 

@@ -40,8 +40,10 @@ export interface Can {
   remove: boolean;
 }
 
-/** Returns which verbs fit a job's state. */
+/** Returns which verbs fit a job's state; a program of one's own is only ever ended, by itself or by its next renewal. */
 export function can(job: Job): Can {
+  if (job.spec?.external)
+    return { pause: false, resume: false, checkpoint: false, move: false, fork: false, cancel: !job.terminal, remove: job.terminal };
   const live = LIVE.includes(job.state);
   return {
     pause: live || job.state === "JOB_STATE_QUEUED",

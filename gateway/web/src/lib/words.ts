@@ -125,6 +125,11 @@ export function lastPart(name: string): string {
   return name.split("/").pop() ?? name;
 }
 
+/** Returns a resource name as people say it: `name@3` for a version, else its last part. */
+export function shortOf(name: string): string {
+  return name.includes("/versions/") ? versioned(name) : lastPart(name);
+}
+
 /** Returns what a node is made of, such as `2 × A100 · 64 GB`. */
 export function machine(node: Node): string {
   const models = node.capacity?.gpus.map((gpu) => gpu.model) ?? [];
