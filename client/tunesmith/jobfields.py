@@ -28,6 +28,8 @@ _INTEGERS = {
     FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
     FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
 }
+# Looking for what was meant takes a millisecond a key; who errs more often has pasted something else.
+_MOST_HINTS = 50
 _FLOATS = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
 
 
@@ -114,6 +116,8 @@ class Reading:
                 self.wrong(place, item, wrong.problem, wrong.remedy)
 
     def _did_you_mean(self, message: Message, key: str, prefix: str) -> str:
+        if len(self.mistakes) >= _MOST_HINTS:
+            return ""
         siblings = list(_fields(message))
         if near := difflib.get_close_matches(key, siblings, n=1, cutoff=0.7):
             return f"did you mean {prefix}{near[0]}?"

@@ -22,6 +22,7 @@ from tunesmith.jobfields import Reading, plain
 
 # Of a file that somebody else parses for us.
 _MOST_ALIASES, _MOST_VALUES, _DEEPEST = 16, 20_000, 32
+_MOST_DIGITS = 100  # Python refuses to say integers of more than 4,300, and reads some in quadratic time
 
 
 class _Map(dict[Hashable, Any]):
@@ -34,6 +35,19 @@ class _Loader(yaml.SafeLoader):
     """YAML without its traps: `1e-4` is a number, `no` and `2024-01-01` are texts, no key comes twice."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own class attribute
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Returns the value of a node. Raises YAMLError for every value that is none of its tag."""
+        kind = node.tag.rpartition(":")[2]
+        digits = isinstance(node, yaml.ScalarNode) and kind in ("int", "float")
+        if digits and len(node.value) > _MOST_DIGITS:
+            raise yaml.MarkedYAMLError(problem="a number has too many digits", problem_mark=node.start_mark)
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, LookupError, TypeError, AttributeError):  # of `!!int abc` and the like
+            raise yaml.MarkedYAMLError(
+                problem=f"what stands here is no {kind}", problem_mark=node.start_mark
+            ) from None
 
 
 class _Dumper(yaml.SafeDumper):
@@ -66,6 +80,10 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> _Map:
     lines: dict[Hashable, int] = {}
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise yaml.MarkedYAMLError(
+                problem="a key is a list or a mapping", problem_mark=key_node.start_mark
+            )
         if key in lines:
             raise yaml.MarkedYAMLError(
                 problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark

@@ -26,7 +26,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tunesmith.errors import Aborted, FailedPrecondition, InvalidArgument, TunesmithError, Unavailable
+from tunesmith.errors import (
+    Aborted,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+    TunesmithError,
+    Unavailable,
+)
 from tunesmith.profile import resolve
 from tunesmith.spool import Identity, Pen, Spool, new_id
 
@@ -38,6 +46,8 @@ _FLUSH_SECONDS = 0.2
 _RENEW_SECONDS = 10.0
 _LONGEST_PAUSE = 5.0
 _END_SECONDS = 30.0
+# What passes: the server is away or slow, was asked by two at once, or the project is full for now.
+_PASSING = (Unavailable, DeadlineExceeded, Aborted, ResourceExhausted)
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -55,6 +65,7 @@ class Recording:
         self._seq = self._offset = 0
         self._step = -1
         self._wake, self._stop = threading.Event(), threading.Event()
+        self._renewed = float("-inf")
         self._ended = self._cancelled = self._warned = False
         self._failure = ""
         self._name = ""
@@ -197,18 +208,18 @@ class Recording:
         assert self._profile is not None
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         with Client(*self._profile) as client:
-            sender, pause, renewed = Sender(client, self._spool), _FLUSH_SECONDS, float("-inf")
+            sender, pause = Sender(client, self._spool), _FLUSH_SECONDS
             while True:
                 ending = self._stop.is_set()
                 try:
-                    renewed = self._round(sender, renewed)
+                    self._round(sender)
                     pause = _FLUSH_SECONDS
                     if ending:
                         said = self._spool.sent.end or {}
                         sender.finish(bool(said.get("failed")), str(said.get("message", "")))
                         self._spool.remove()
                         return
-                except Unavailable as error:
+                except _PASSING as error:
                     self._warn(f"{error.message}; it goes on without the server")
                     pause = min(2 * pause, _LONGEST_PAUSE)
                 except TunesmithError as error:
@@ -219,18 +230,20 @@ class Recording:
                 else:
                     time.sleep(_FLUSH_SECONDS)
 
-    def _round(self, sender: Any, renewed: float) -> float:
+    def _round(self, sender: Any) -> None:
         if not self._spool.sent.epoch:
             sender.begin()
-            renewed = time.monotonic()
+            self._renewed = time.monotonic()
         self._name = sender.job.display_name if sender.job is not None else self._name
+        self._renew(sender)  # first: records that are not taken do not mean that the program is gone
         while sender.send():
-            pass
-        if time.monotonic() - renewed >= _RENEW_SECONDS and not self._stop.is_set():
+            self._renew(sender)
+
+    def _renew(self, sender: Any) -> None:
+        if time.monotonic() - self._renewed >= _RENEW_SECONDS and not self._stop.is_set():
             sender.renew()
-            renewed = time.monotonic()
+            self._renewed = time.monotonic()
             self._cancelled = sender.cancelled
-        return renewed
 
     def _give_up(self, error: TunesmithError) -> None:
         self._warn(f"{error.message}; its records stay in {self._spool.folder}", again=True)
@@ -352,7 +365,7 @@ def _begin(
         spool = Spool.create(folder, identity)
         try:
             return spool, Sender(client, spool).begin().display_name
-        except Unavailable:
+        except (Unavailable, DeadlineExceeded):
             return spool, ""
         except BaseException:
             spool.remove()

@@ -17,6 +17,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -139,16 +140,23 @@ class Spool:
         whole = data[: data.rfind(b"\n") + 1]
         return list(_records(whole)), position + len(whole)
 
-    def in_use(self) -> bool:
-        """Whether its program still writes to it."""
-        try:
-            with (self.folder / "records.jsonl").open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Keeps everybody else away within the block; gives False if its program or another sync is at it.
+
+        Two that begin one run would store its records twice, each under its own epoch.
+        """
+        with ExitStack() as held:
+            try:
+                file = held.enter_context((self.folder / "records.jsonl").open("r+b"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except FileNotFoundError:
+                yield self.folder.is_dir()
+            except BlockingIOError:
+                yield False
+            else:
+                self._sent = _read_sent(self.folder / "sent.json")  # as who was at it before left it
+                yield True
 
     def remove(self) -> None:
         """Removes the folder; nothing in it is needed any more."""
@@ -163,7 +171,7 @@ class Pen:
     def __init__(self, folder: Path) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._file = os.open(folder / "records.jsonl", flags, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX)  # held until the program ends: `Spool.in_use` sees it
+        fcntl.flock(self._file, fcntl.LOCK_EX)  # held until the program ends: `Spool.alone` sees it
         self._torn = False
 
     def write(self, record: Mapping[str, Any]) -> None:

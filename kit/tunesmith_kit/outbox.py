@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import ResourceExhausted, TunesmithError
 from tunesmith_kit.bus import Bus
 from tunesmith_kit.clock import utc
 from tunesmith_kit.db import Database
@@ -35,6 +35,7 @@ from tunesmith_kit.telemetry import METRICS
 
 log = logging.getLogger(__name__)
 _BATCH = 500
+_MOST_BYTES = 1_000_000  # the bus takes 1 MiB, headers included
 _KEPT_FOR_REPUBLISH = timedelta(hours=24)
 _LOOK_SECONDS = 5.0
 
@@ -74,14 +75,27 @@ def outbox_table(metadata: MetaData) -> Table:
 
 
 def add(session: Session, table: Table, outgoing: Outgoing) -> None:
-    """Puts a message into the outbox within the caller's transaction."""
+    """Puts a message into the outbox within the caller's transaction.
+
+    Raises:
+        ResourceExhausted: the bus would not take it, and all behind it would wait for ever.
+    """
+    payload = outgoing.message.SerializeToString()
+    if len(payload) > _MOST_BYTES:
+        raise ResourceExhausted(
+            "MESSAGE_TOO_LARGE",
+            f"its event would have {len(payload):,} bytes; {_MOST_BYTES:,} is the most",
+            field=outgoing.resource,
+            value=len(payload),
+            remedy="give less text",
+        )
     row = {
         "event_id": outgoing.event_id,
         "revision": outgoing.revision,
         "resource": outgoing.resource,
         "subject": outgoing.subject,
         "type": outgoing.message.DESCRIPTOR.full_name,
-        "payload": outgoing.message.SerializeToString(),
+        "payload": payload,
         "traceparent": outgoing.traceparent,
         "time": outgoing.time,
     }

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col
 
 from tunesmith.api.jobs.v1 import external_pb2, jobs_pb2, spec_pb2, state_pb2
-from tunesmith.errors import AlreadyExists, FailedPrecondition, Unavailable
+from tunesmith.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unavailable
 from tunesmith_jobs import machine, spec
 from tunesmith_jobs.change import ACTOR, JobChange, drop_condition, save_attempt
 from tunesmith_jobs.store import Caller, change_of, draft, insert
@@ -29,6 +29,8 @@ LEASE = timedelta(seconds=60)
 LOST_AFTER = timedelta(minutes=10)
 _WRITING = "Writing"  # the condition
 _LOOK_SECONDS = 5.0
+# Each listing carries them, and each event of the run's beginning: a page of 50 stays below 5 MB.
+_MOST_SPEC_BYTES, _MOST_PROGRESS_BYTES = 64 * 1024, 16 * 1024
 
 
 class ExternalRuns:
@@ -69,6 +71,7 @@ class ExternalRuns:
         full = spec_pb2.JobSpec(experiment=request.experiment or "run", labels=request.labels)
         full.external.CopyFrom(request.external)
         full.external.SetInParent()
+        _check_size("external.config", full.ByteSize(), _MOST_SPEC_BYTES)
         job = draft(project, full, caller, now)
         if request.job_id:
             job.job_id = request.job_id
@@ -96,7 +99,8 @@ class ExternalRuns:
                 drop_condition(change.job.conditions, _WRITING)
                 changed = True
             job = change.save() if changed else change.job
-            desired = state_pb2.Desired.ValueType(row.wanted or state_pb2.DESIRED_RUN)
+            # Killing is not ours to do: whoever wants it is told like one that cancels.
+            desired = state_pb2.DESIRED_CANCEL if row.wanted else state_pb2.DESIRED_RUN
             return external_pb2.RenewExternalRunResponse(job=job, desired=desired)
 
         return await self._db.write(act)
@@ -204,6 +208,17 @@ class SilenceMonitor:
             change.save()
 
 
+def _check_size(field: str, size: int, most: int) -> None:
+    if size > most:
+        raise InvalidArgument(
+            "FIELD_INVALID",
+            f"{field} has {size:,} bytes; {most:,} is the most",
+            field=field,
+            value=size,
+            remedy="leave out what nobody filters or compares by",
+        )
+
+
 def _check_home(row: JobRow, project: str, job_id: str) -> None:
     """Refuses an id that is of something else; what it is of, strangers are not told."""
     job = jobs_pb2.Job.FromString(row.body)
@@ -263,6 +278,7 @@ def _take_progress(
     job = change.job
     if not request.HasField("progress") or request.progress == job.progress:
         return False
+    _check_size("progress", request.progress.ByteSize(), _MOST_PROGRESS_BYTES)
     first = job.progress.first_loss
     job.progress.CopyFrom(request.progress)
     job.progress.first_loss = first or request.progress.first_loss

@@ -49,7 +49,7 @@ def read_batch(delivery: Delivery) -> tuple[Rank, events_pb2.MetricBatch]:
     _same_sender(sender, batch, delivery)
     if not 1 <= batch.first_seq <= MAX_SEQ:
         raise _malformed("first_seq counts from 1", delivery)
-    if problem := key_problem(tuple(batch.keys)):
+    if problem := _known_problem(tuple(batch.keys)):
         raise _malformed(problem, delivery)
     num_records = len(batch.rich)
     if num_records and batch.matrices:
@@ -64,15 +64,18 @@ def read_batch(delivery: Delivery) -> tuple[Rank, events_pb2.MetricBatch]:
     return sender, batch
 
 
-@lru_cache(maxsize=4096)
 def key_problem(keys: tuple[str, ...]) -> str:
-    """Tells what is wrong with keys; they are the same in nearly all batches of a job."""
+    """Tells what is wrong with keys; empty: nothing."""
     for key in keys:
         if not 1 <= len(key) <= _MAX_KEY_LENGTH:
             return "keys have 1 to 256 characters"
         if not key.isprintable():
             return "a key holds control characters"
     return "" if len(set(keys)) == len(keys) else "a key comes twice"
+
+
+# Of agents only, whose keys are the same in nearly all batches of a job; what anybody may send stays nowhere.
+_known_problem = lru_cache(maxsize=4096)(key_problem)
 
 
 def _num_records(matrix: events_pb2.MetricMatrix, num_keys: int, delivery: Delivery) -> int:

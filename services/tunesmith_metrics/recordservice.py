@@ -12,12 +12,13 @@ from typing import Any
 from sqlalchemy import select
 
 from tunesmith.api.metrics.v1 import events_pb2, records_pb2, records_pb2_grpc
-from tunesmith.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
+from tunesmith.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from tunesmith_kit import names
 from tunesmith_kit.db import Database
 from tunesmith_metrics import store
 from tunesmith_metrics.events import MAX_EPOCH, MAX_SEQ, Rank, key_problem
 from tunesmith_metrics.ingest import Ingest
+from tunesmith_metrics.retention import forgotten
 from tunesmith_metrics.tables import RUNS
 
 Context = Any
@@ -62,12 +63,21 @@ class RecordService(records_pb2_grpc.RecordServiceServicer):
 
         Raises:
             Unavailable: the jobs service has not told of the job yet; it does within a second.
+            NotFound: the run was deleted, or its points were kept long enough.
             FailedPrecondition: the job is none of a program of its own.
         """
         query = select(RUNS.c.project, RUNS.c.external, RUNS.c.job_revision).where(
             RUNS.c.job_id == who.job_id
         )
         row = await self._db.read(lambda session: session.execute(query).one_or_none())
+        if row is None and await self._db.read(lambda session: bool(forgotten(session, [who.job_id]))):
+            raise NotFound(
+                "JOB_NOT_FOUND",
+                f"the run {who.job_id} was deleted, or its points were kept long enough",
+                field="parent",
+                value=who.job_id,
+                remedy="begin another run",
+            )
         if row is None or row.project != who.project or not row.job_revision:
             raise Unavailable(
                 "RUN_UNKNOWN",

@@ -15,8 +15,8 @@ import grpc
 import grpc.aio
 
 from tunesmith.api.gateway.v1 import fleet_pb2, fleet_pb2_grpc
-from tunesmith.api.jobs.v1 import jobs_pb2, jobs_pb2_grpc, state_pb2
-from tunesmith.api.metrics.v1 import metrics_pb2, metrics_pb2_grpc
+from tunesmith.api.jobs.v1 import external_pb2, external_pb2_grpc, jobs_pb2, jobs_pb2_grpc, state_pb2
+from tunesmith.api.metrics.v1 import metrics_pb2, metrics_pb2_grpc, records_pb2, records_pb2_grpc
 from tunesmith.api.nodes.v1 import nodes_pb2, nodes_pb2_grpc
 from tunesmith.api.registry.v1 import (
     blobs_pb2,
@@ -58,6 +58,7 @@ class State:
         self.base_models: list[models_pb2.BaseModel] = []
         self.log: list[metrics_pb2.LogLine] = []
         self.curve: list[tuple[int, float]] = []
+        self.records: dict[int, float] = {}
         self.revision = 0
         self.changed = asyncio.Event()
         self.calls: list[str] = []
@@ -87,6 +88,7 @@ class State:
     async def begin(self, context: Any, call: str) -> None:
         """Notes a call, checks its token, and makes the next fault asked for."""
         self.calls.append(call)
+        self.wake()
         tokens = [value for key, value in context.invocation_metadata() if key == "authorization"]
         if tokens != [f"Bearer {TOKEN}"]:
             error = Unauthenticated("TOKEN_INVALID", "the token is not known", remedy="ask for a new token")
@@ -190,6 +192,46 @@ class _Jobs(jobs_pb2_grpc.JobServiceServicer):
                     return
                 continue
             await changed.wait()
+
+
+class _External(external_pb2_grpc.ExternalRunServiceServicer):
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    async def StartExternalRun(
+        self, request: external_pb2.StartExternalRunRequest, context: Any
+    ) -> external_pb2.StartExternalRunResponse:
+        await self.state.begin(context, "StartExternalRun")
+        job = jobs_pb2.Job(
+            job_id=request.job_id, display_name="mine-1", state=state_pb2.JOB_STATE_RUNNING, active=True
+        )
+        self.state.put(job)
+        return external_pb2.StartExternalRunResponse(job=job, epoch=1)
+
+    async def RenewExternalRun(
+        self, request: external_pb2.RenewExternalRunRequest, context: Any
+    ) -> external_pb2.RenewExternalRunResponse:
+        await self.state.begin(context, "RenewExternalRun")
+        return external_pb2.RenewExternalRunResponse(desired=state_pb2.DESIRED_RUN)
+
+    async def FinishExternalRun(
+        self, request: external_pb2.FinishExternalRunRequest, context: Any
+    ) -> external_pb2.FinishExternalRunResponse:
+        await self.state.begin(context, "FinishExternalRun")
+        return external_pb2.FinishExternalRunResponse()
+
+
+class _Records(records_pb2_grpc.RecordServiceServicer):
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    async def WriteRecords(
+        self, request: records_pb2.WriteRecordsRequest, context: Any
+    ) -> records_pb2.WriteRecordsResponse:
+        await self.state.begin(context, "WriteRecords")
+        for seq, record in enumerate(request.records, start=request.first_seq):
+            self.state.records[seq] = record.values["loss"]
+        return records_pb2.WriteRecordsResponse(metrics_seq=len(self.state.records))
 
 
 class _Logs(metrics_pb2_grpc.LogServiceServicer):
@@ -369,6 +411,18 @@ class SmallServer:
 
         self.do(apply)
 
+    def wait_for_call(self, call: str, times: int) -> None:
+        """Waits until a call was made so many times."""
+
+        async def wait() -> None:
+            async with asyncio.timeout(60):
+                changed = self.state.changed
+                while self.state.calls.count(call) < times:
+                    await changed.wait()
+                    changed = self.state.changed
+
+        self._thread.run(wait())
+
     def log(self, *lines: str) -> None:
         """Adds lines to the log and wakes its readers."""
 
@@ -394,6 +448,8 @@ class SmallServer:
         # Only the rpcs that the tests call are served; the others answer UNIMPLEMENTED.
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         jobs_pb2_grpc.add_JobServiceServicer_to_server(_Jobs(self.state), self._server)  # type: ignore[abstract]
+        external_pb2_grpc.add_ExternalRunServiceServicer_to_server(_External(self.state), self._server)
+        records_pb2_grpc.add_RecordServiceServicer_to_server(_Records(self.state), self._server)
         metrics_pb2_grpc.add_LogServiceServicer_to_server(_Logs(self.state), self._server)  # type: ignore[abstract]
         metrics_pb2_grpc.add_MetricsServiceServicer_to_server(_Metrics(self.state), self._server)  # type: ignore[abstract]
         blobs_pb2_grpc.add_BlobServiceServicer_to_server(_Blobs(self.state), self._server)  # type: ignore[abstract]

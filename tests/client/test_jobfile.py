@@ -198,6 +198,32 @@ def test_any_content_is_read_or_refused_but_never_breaks(content: Any) -> None:
         jobfile.parse(content, "job.yaml")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: " + "9" * 5000,
+        "training: {seed: " + "9" * 4000 + "}",
+        "a: !!int 0x" + "f" * 9000,
+        "a: !!int abc",
+        "a: !!float ''",
+        "a: !!bool abc",
+        "a: !!timestamp abc",
+        "!!map [a]",
+        "? [a]\n: b",
+        "{a: 1}: 2",
+    ],
+)
+def test_what_yaml_itself_stumbles_over_is_a_mistake_with_its_line(text: str) -> None:
+    found = jobfile.examine(f"# a comment\n{text}")
+    assert (len(found.mistakes), found.lines.get("")) == (1, 2), found.mistakes
+
+
+def test_of_thousands_of_unknown_keys_only_the_first_get_a_hint() -> None:
+    found = jobfile.examine("\n".join(f"datasets{number}: x" for number in range(1000)))
+    hints = [wrong.remedy for wrong in found.mistakes if wrong.path.startswith("datasets")]
+    assert (len(hints), hints[0], hints[-1]) == (1000, "did you mean dataset?", "")
+
+
 def test_edits_of_a_fork_name_their_fields_and_keep_the_rest_of_a_map() -> None:
     parent = spec_pb2.JobSpec(labels={"team": "a", "run": "1"})
     spec, paths = jobfile.edits(

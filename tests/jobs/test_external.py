@@ -7,7 +7,7 @@ import pytest
 
 from tests.jobs.stage import CALLER, Stage, stage
 from tunesmith.api.jobs.v1 import external_pb2, jobs_pb2, spec_pb2, state_pb2, verbs_pb2
-from tunesmith.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from tunesmith.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ResourceExhausted
 from tunesmith_jobs.external import ExternalRuns, SilenceMonitor
 
 _ID = "01k0000000000000000000000a"
@@ -147,3 +147,28 @@ async def test_ids_of_others_are_not_taken_over_and_a_repeated_start_begins_one_
             external_pb2.RenewExternalRunRequest(name=f"projects/default/jobs/{theirs}", epoch=1), CALLER
         )
     assert error.value.reason == "RUN_NOT_EXTERNAL"
+
+
+async def test_what_a_program_says_of_itself_stays_small_enough_for_lists_and_for_the_bus(runs: Runs) -> None:
+    request = external_pb2.StartExternalRunRequest(parent="projects/default", job_id=_ID)
+    request.external.config.update({f"key{number}": "x" * 2000 for number in range(500)})
+    with pytest.raises(InvalidArgument) as large:
+        await runs.runs.start(request, CALLER)
+    assert large.value.field == "external.config"
+    await runs.start()
+    scores = {f"metric{number}": 1.0 for number in range(2000)}
+    with pytest.raises(InvalidArgument) as much:
+        await runs.renew(1, progress=state_pb2.Progress(eval_scores=scores))
+    assert much.value.field == "progress"
+    labels = {"note": "x" * 1_000_000}
+    with pytest.raises(ResourceExhausted) as bus:
+        await runs.jobs.verbs.update(verbs_pb2.UpdateJobRequest(name=runs.name, labels=labels), CALLER)
+    assert bus.value.reason == "MESSAGE_TOO_LARGE"
+    assert not (await runs.jobs.get(runs.name)).spec.labels, "nothing of it was stored"
+
+
+async def test_a_program_whose_run_is_to_be_killed_is_told_to_end(runs: Runs) -> None:
+    await runs.start()
+    now = jobs_pb2.CANCEL_MODE_NOW
+    await runs.jobs.verbs.cancel(jobs_pb2.CancelJobRequest(name=runs.name, mode=now), CALLER)
+    assert (await runs.renew(1)).desired == state_pb2.DESIRED_CANCEL

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.leftovers import end_trainers
 from tests.support.network import Namespace
 from tests.support.postgres import Postgres
 from tests.support.processes import BIN, Process, clean_environment, free_port, wait_for
@@ -118,7 +119,10 @@ def embedded(
     try:
         yield _embedded(root, process)
     finally:
+        ours = process.alive()  # a test that ended it itself wants to see what its trainers do then
         process.stop()
+        if ours:
+            end_trainers(root)
 
 
 def _embedded(root: Path, process: Process) -> Platform:
@@ -183,6 +187,7 @@ class Distributed:
             for process in reversed(list(self.processes.values())):
                 if process.alive():
                     process.stop()
+            end_trainers(self._root)
 
     def _ready(self, platform: Platform) -> bool:
         for process in self.processes.values():

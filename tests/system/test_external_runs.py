@@ -16,6 +16,7 @@ from tests.support.processes import clean_environment, wait_for
 from tests.support.proxy import Proxy
 from tunesmith import Client, FailedPrecondition
 from tunesmith.api.metrics.v1 import records_pb2
+from tunesmith.spool import Spool
 
 _SECONDS = 60
 
@@ -177,6 +178,8 @@ def test_a_killed_program_loses_nothing_and_another_takes_its_run_up(programs: P
         "say(run.id)\n"
     )
     assert (code, out.strip()) == (0, job_id), err
+    with Spool.open(programs.left()[0]).alone() as alone:
+        assert (alone, programs.sync()[0]["outcome"]) == (True, "in use"), "one at a time"
     (told,) = programs.sync()  # of the first program, whatever had not been sent when it was killed
     assert told["outcome"] == "open"
     (told,) = programs.sync("--end", "failed")
@@ -258,3 +261,8 @@ def test_what_a_stranger_writes_is_refused_with_the_place(programs: Programs) ->
         done = http.post(f"{run}:finish", json={"epoch": "1"})
         assert done.json()["job"]["state"] == "JOB_STATE_SUCCEEDED"
         client.jobs.get(begun["job"]["job_id"]).delete()
+        wait_for(
+            lambda: http.post(f"{run}/records", json=good).status_code == 404 or None,
+            _SECONDS,
+            "what comes of a deleted run is refused for good, not put off",
+        )

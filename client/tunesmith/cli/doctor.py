@@ -20,6 +20,7 @@ import click
 from rich.markup import escape
 
 from tunesmith import __version__, profile
+from tunesmith.api.nodes.v1 import nodes_pb2
 from tunesmith.cli import text
 from tunesmith.cli.failure import ERROR
 from tunesmith.cli.output import print_data
@@ -143,7 +144,7 @@ def _server(ctx: click.Context) -> Iterator[Finding]:
         if server.HasField("time"):
             yield _clock(server.time.ToNanoseconds() / 1e9, began, ended)
         nodes = list(client.nodes.list())
-    ready = [node for node in nodes if node.state == 1]
+    ready = [node for node in nodes if node.state == nodes_pb2.NODE_STATE_READY]
     found = f"{len(ready)} of {len(nodes)} ready" if nodes else "none has registered"
     remedy = "" if ready else "start an agent: `tunesmith serve agent`, or `tunesmith up` without --no-agent"
     yield Finding("nodes", OK if ready else WARN, found, remedy)

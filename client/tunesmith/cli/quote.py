@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
+
 from tunesmith import names
 from tunesmith.cli import text
 from tunesmith.cli.failure import USAGE, detail, say
@@ -56,10 +58,10 @@ def _start(quote: quotes_pb2.QuoteJobResponse) -> str:
         return "at once" if quote.nodes else "not known"
     before = f"; {quote.queue_position} before it" if quote.queue_position else ""
     change = f"\n{quote.change.text}" if quote.HasField("change") else ""
-    return f"{quote.message}{before}{change}"
+    return escape(f"{quote.message}{before}{change}")
 
 
 def _node(node: quotes_pb2.NodeQuote) -> tuple[str, str, str]:
     enough = not node.HasField("enough_memory") or node.enough_memory
     memory = text.size(node.process_bytes) + ("" if enough else " [red]too little[/red]")
-    return names.last_part(node.node), node.message, memory
+    return names.last_part(node.node), escape(node.message), memory

@@ -12,7 +12,7 @@ from rich.markup import escape
 from tunesmith.cli.output import print_data
 from tunesmith.cli.session import connect, console
 from tunesmith.cli.table import print_table
-from tunesmith.errors import FailedPrecondition, InvalidArgument, NotFound
+from tunesmith.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from tunesmith.sending import Sender
 from tunesmith.spool import Spool, folders
 
@@ -75,17 +75,20 @@ def _sync(ctx: click.Context, folder: Path, end: str | None) -> dict[str, Any]:
     except InvalidArgument as error:
         return told | {"outcome": "unreadable", "hint": error.message}
     told["run"] = spool.identity.job_id
-    if spool.in_use():
-        return told | {"outcome": "in use", "hint": "its program still runs and sends by itself"}
     root = ctx.find_root()
     root.obj = {**root.obj, "project": spool.identity.project}
-    with connect(ctx) as client:
-        try:
-            return told | _send(client, spool, end)
-        except NotFound:
-            return told | {"outcome": "deleted", "hint": "the server knows no such run; remove the folder"}
-        except FailedPrecondition as error:
-            return told | {"outcome": "refused", "hint": f"{error.message}; {error.remedy}"}
+    with spool.alone() as alone:
+        if not alone:
+            hint = "its program, or another `tunesmith sync`, still sends"
+            return told | {"outcome": "in use", "hint": hint}
+        with connect(ctx) as client:
+            try:
+                return told | _send(client, spool, end)
+            except NotFound:
+                hint = "the server knows no such run; remove the folder"
+                return told | {"outcome": "deleted", "hint": hint}
+            except (FailedPrecondition, InvalidArgument, AlreadyExists) as error:
+                return told | {"outcome": "refused", "hint": f"{error.message}; {error.remedy}"}
 
 
 def _send(client: Client, spool: Spool, end: str | None) -> dict[str, Any]:

@@ -193,7 +193,10 @@ class _Child:
         while b"\n" not in self._buffer:
             self._more(seconds)
         line, _, self._buffer = self._buffer.partition(b"\n")
-        said: dict[str, Any] = json.loads(line)
+        try:
+            said: dict[str, Any] = json.loads(line)
+        except ValueError as error:
+            raise EncoderError("the encoder's answer cannot be read") from error
         return said
 
     def _read(self, size: int, seconds: float) -> bytes:

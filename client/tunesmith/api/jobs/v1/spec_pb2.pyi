@@ -368,7 +368,7 @@ class ExternalSpec(_message.Message):
     """Its command line, as the program says."""
     @_builtins.property
     def config(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Configuration by path, for example `optimizer.lr: 0.001`."""
+        """Configuration by path, for example `optimizer.lr: 0.001`; the whole spec has at most 64 KiB."""
 
     def __init__(
         self,
