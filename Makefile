@@ -94,6 +94,14 @@ EXAMPLES ?= 10
 test-rest: setup ## schemathesis makes up requests from the OpenAPI document (EXAMPLES for each operation)
 	$(PY) -m tests.clients.fuzz --examples $(EXAMPLES)
 
+.PHONY: test-ui
+test-ui: setup ## the tests that drive the page in a real browser (needs Chromium)
+	$(PY) -m pytest -q -m browser
+
+.PHONY: screenshots
+screenshots: setup ## pictures of every view, light and dark, wide and narrow, in build/screenshots (4 min)
+	$(PY) -m tests.clients.gallery
+
 .PHONY: smoke-distributed
 smoke-distributed: setup ## a process a service, two agents, PostgreSQL and three NATS servers
 	$(PY) -m pytest -q -m distributed tests/system
@@ -126,6 +134,10 @@ bench-metrics: setup ## the metric path beside MLflow, trackio and TensorBoard, 
 .PHONY: bench-registry
 bench-registry: setup ## imports, transfers beside a plain copy, search over 10,000 models, chat beside generate (5 min)
 	$(PY) -m bench.registry
+
+.PHONY: bench-ui
+bench-ui: setup ## the page: its size, from log call to pixel, a million points, live charts, a thousand runs (4 min)
+	$(PY) -m bench.ui
 
 .PHONY: migration
 migration: ## write a migration: make migration SERVICE=jobs MESSAGE="why" NUMBER=0002

@@ -1,7 +1,7 @@
 """`make bench-ui`: how quick the page is, from its size to the pixel; the last line is JSON.
 
-The whole platform, Chromium without a screen, a run of a million points put on the bus as an agent does, programs
-that record their runs with `tunesmith.log`, and a table of a thousand runs.
+The whole platform, Chromium without a screen, a run of a million points put on the bus as an agent does,
+programs that record their runs with `tunesmith.log`, and a table of a thousand runs.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def delays_of(shown: list[tuple[float, float]], logged: list[float]) -> list[flo
         logged: when each call was made. All times in milliseconds of the clock.
     """
     found: list[float] = []
-    for (before, _), (value, when) in zip(shown, shown[1:], strict=False):
+    for (before, _), (value, when) in pairwise(shown):
         found += [when - logged[call - 1] for call in range(int(before) + 1, int(value) + 1)]
     return found
 

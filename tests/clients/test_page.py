@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.jobs import spec, wait_state
+from tests.support.jobs import spec, wait_state, wait_step
 from tests.support.platform import Platform, dialogues
 
 FOLDER = Path(__file__).parent / "page"
@@ -85,7 +85,8 @@ def test_the_page_shows_a_job_live_from_submission_to_its_end(
     }
 
 
-def _furnish(platform: Platform) -> None:
+@pytest.fixture(scope="module")
+def furnished(platform: Platform) -> Platform:
     """A model `walked` that was evaluated beside its base, a gate, a rule, a template, many datasets."""
     with platform.client() as client:
         job = client.jobs.submit({**spec(20), "experiment": "walked"})
@@ -103,16 +104,15 @@ def _furnish(platform: Platform) -> None:
     ):
         done = platform.run(*words)
         assert done.returncode == 0, done.stderr
+    return platform
 
 
 @pytest.mark.browser
 def test_the_page_leads_through_data_models_chat_and_fleet(
-    npm: Callable[..., None], platform: Platform, tmp_path: Path
+    npm: Callable[..., None], furnished: Platform, tmp_path: Path
 ) -> None:
     npm(FOLDER)
-    chromium = browser()
-    _furnish(platform)
-    command = ["node", "views.mjs", platform.http, platform.token, chromium, str(tmp_path), "walked"]
+    command = ["node", "views.mjs", furnished.http, furnished.token, browser(), str(tmp_path), "walked"]
     with subprocess.Popen(command, cwd=FOLDER, stdout=subprocess.PIPE, text=True) as process:
         page = Onlooker(process)
         keys = page.until("keys")
@@ -145,5 +145,39 @@ def test_the_page_leads_through_data_models_chat_and_fleet(
         assert page.until("telephone")["wide"] == []
         page.until("done")
         assert process.wait(30) == 0
-    with platform.client() as client:
+    with furnished.client() as client:
         assert client.datasets.get("kept").latest.num_rows == 1
+
+
+@pytest.mark.browser
+def test_axe_finds_nothing_serious_in_any_view(npm: Callable[..., None], furnished: Platform) -> None:
+    npm(FOLDER)
+    with furnished.client() as client:
+        failed = client.jobs.submit({**spec(12), "dataset": "nothing-such"})
+        running = client.jobs.submit({**spec(1_000_000), "experiment": "endless"})
+        wait_state(client, failed.name, "FAILED")
+        wait_step(client, running.name, 20)
+        waiting = client.jobs.submit(spec(12))
+        ended = next(job for job in client.jobs.list() if job.proto.spec.experiment == "walked")
+        names = {
+            "base": "tiny",
+            "dataset": "sums",
+            "mails": "sums",
+            "prompt": "plain",
+            "model": "walked",
+            "evaluation": next(iter(client.evaluations.list())).name.rsplit("/", 1)[-1],
+            "node": next(iter(client.nodes.list())).node_id,
+            "running": running.id,
+            "ended": ended.id,
+            "failed": failed.id,
+            "waiting": waiting.id,
+            "runs": f"{running.id},{ended.id}",
+        }
+        command = ["node", "axe.mjs", furnished.http, furnished.token, browser(), json.dumps(names)]
+        done = subprocess.run(command, cwd=FOLDER, stdout=subprocess.PIPE, text=True, timeout=300)
+        for job in (waiting, running):
+            client.jobs.get(job.name).cancel(now=True)
+    seen = [json.loads(line) for line in done.stdout.splitlines()]
+    assert seen[-1] == {"saw": "done"}, seen[-1]
+    assert len(seen) > 30
+    assert [view for view in seen if view.get("light") or view.get("dark")] == []

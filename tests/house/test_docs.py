@@ -171,6 +171,6 @@ def test_every_reason_of_a_failed_job_is_documented() -> None:
 
 
 def test_readme_names_every_folder() -> None:
-    ignored = {".git", ".venv", "node_modules"}
+    ignored = {".git", ".venv", "build", "node_modules"}
     folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
     assert [name for name in sorted(folders - ignored) if f"{name}/" not in read(ROOT / "README.md")] == []

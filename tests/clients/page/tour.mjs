@@ -9,7 +9,9 @@ export async function open(url, token, executablePath, say) {
   const page = await context.newPage();
   page.setDefaultTimeout(60_000);
   page.on("pageerror", (error) => say("page error", { text: error.message }));
-  await page.goto(`${url}/#token=${token}`);
+  // Not by way of home: who was there has seen what is new.
+  await page.goto(`${url}/datasets#token=${token}`);
+  await page.getByRole("heading", { name: "Datasets" }).waitFor();
   return { browser, page };
 }
 
@@ -29,7 +31,7 @@ export function tour(names) {
     { id: "job-ended", path: names.ended && `jobs/${names.ended}`, seen: curve },
     { id: "job-failed", path: names.failed && `jobs/${names.failed}`, seen: text("failed") },
     { id: "job-waiting", path: names.waiting && `jobs/${names.waiting}`, seen: text("Waits:") },
-    { id: "compare", path: names.runs && `compare?runs=${names.runs}`, seen: curve },
+    { id: "compare", path: names.runs && `compare?y=train%2Floss&smooth=0.6&runs=${names.runs}`, seen: curve },
     { id: "compare-parallel", path: names.runs && `compare?tab=parallel&runs=${names.runs}`, seen: row },
     { id: "compare-diff", path: names.runs && `compare?tab=diff&runs=${names.runs}`, seen: row },
     { id: "nodes", path: "nodes", seen: row },
@@ -41,13 +43,13 @@ export function tour(names) {
     { id: "model-stages", path: names.model && `models/${names.model}?tab=stages`, seen: (page) => page.locator("main .card").first().waitFor() },
     { id: "datasets", path: "datasets", seen: row },
     { id: "dataset", path: names.dataset && `datasets/${names.dataset}?base=${names.base}`, seen: (page) => page.getByLabel("Rows").locator("article, li, pre").first().waitFor() },
-    { id: "dataset-statistics", path: names.dataset && `datasets/${names.dataset}?tab=statistics`, seen: text("Tokens a row") },
+    { id: "dataset-statistics", path: names.dataset && `datasets/${names.dataset}?tab=statistics&base=${names.base}`, seen: text("Tokens a row") },
     { id: "prompts", path: "prompts", seen: row },
     { id: "prompt", path: names.prompt && `prompts/${names.prompt}?dataset=${names.mails}`, seen: (page) => page.locator("main .card").nth(1).waitFor() },
     { id: "evaluations", path: "evaluations", seen: row },
     { id: "evaluation", path: names.evaluation && `evaluations/${names.evaluation}`, seen: (page) => page.getByLabel("Comparison").waitFor() },
-    { id: "evaluation-rows", path: names.evaluation && `evaluations/${names.evaluation}?tab=rows`, seen: (page) => page.locator(".answer").first().waitFor() },
-    { id: "chat", path: names.model && `chat?a=${names.model}@1&b=${names.model}@2`, seen: (page) => page.getByLabel("Message", { exact: true }).waitFor(), act: ask },
+    { id: "evaluation-rows", path: names.evaluation && `evaluations/${names.evaluation}?tab=samples`, seen: (page) => page.locator(".answer").first().waitFor() },
+    { id: "chat", path: names.model && `chat?a=${names.model}@1&b=${names.base}`, seen: (page) => page.getByLabel("Message", { exact: true }).waitFor(), act: ask },
     { id: "alerts", path: "alerts", seen: (page) => page.locator("main .card").first().waitFor() },
     { id: "alert-rules", path: "alerts?tab=rules", seen: (page) => page.locator("main .card").first().waitFor() },
     { id: "silences", path: "alerts?tab=silences", seen: (page) => page.locator("main .card").first().waitFor() },
@@ -87,6 +89,6 @@ async function signOut(page) {
 
 /** Waits until nothing is still being fetched and what came is painted. */
 export async function settled(page) {
-  await page.waitForFunction(() => !document.querySelector("[aria-busy=true]") && ![...document.querySelectorAll("[role=status]")].some((each) => /^Loading/.test(each.textContent)));
+  await page.waitForFunction(() => !document.querySelector("[aria-busy=true]") && ![...document.querySelectorAll("[role=status]")].some((each) => /^(Loading|Rendering)/.test(each.textContent)));
   await page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))));
 }

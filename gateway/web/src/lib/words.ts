@@ -125,9 +125,11 @@ export function lastPart(name: string): string {
   return name.split("/").pop() ?? name;
 }
 
-/** Returns a resource name as people say it: `name@3` for a version, else its last part. */
+/** Returns a resource name as people say it: `name@3` for a version, else its last part; of an id, its end. */
 export function shortOf(name: string): string {
-  return name.includes("/versions/") ? versioned(name) : lastPart(name);
+  if (name.includes("/versions/")) return versioned(name);
+  const last = lastPart(name);
+  return /^[0-9a-z]{26}$/.test(last) ? `… ${last.slice(-8)}` : last;
 }
 
 /** Returns what a node is made of, such as `2 × A100 · 64 GB`. */
