@@ -9,7 +9,7 @@ const say = (saw, facts = {}) => console.log(JSON.stringify({ saw, ...facts }));
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "--disable-dev-shm-usage"] });
 const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, colorScheme: "light" });
 const page = await context.newPage();
-page.setDefaultTimeout(20_000);
+page.setDefaultTimeout(60_000);
 page.on("console", (message) => message.type() === "error" && say("console error", { text: message.text(), from: message.location().url }));
 page.on("pageerror", (error) => say("page error", { text: error.message }));
 page.on("dialog", (dialog) => say("page error", { text: `a dialog: ${dialog.message()}` }));
