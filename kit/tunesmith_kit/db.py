@@ -219,10 +219,11 @@ def _unavailable(error: DBAPIError) -> BaseException:
     if not (error.connection_invalidated or isinstance(error, OperationalError)):
         return error
     cause = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
+    todo = "free some space on its disk" if "disk is full" in cause else "check that it runs"
     return Unavailable(
         "DATABASE_UNAVAILABLE",
         f"the database cannot be used: {cause}",
-        remedy="check that it runs, then try again",
+        remedy=f"{todo}, then try again",
     )
 
 

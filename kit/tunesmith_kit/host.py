@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import logging
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import uvloop
 
-from tunesmith.errors import FailedPrecondition, InvalidArgument, TunesmithError
+from tunesmith.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, TunesmithError
 from tunesmith_kit.health import HttpServer, health_app
 from tunesmith_kit.nats_server import EmbeddedNats
 from tunesmith_kit.pauses import short_pauses
@@ -173,6 +174,20 @@ def _lock(data_dir: Path) -> Any:
         yield
 
 
+@contextlib.contextmanager
+def _room(data_dir: Path) -> Iterator[None]:
+    """Names the disk that is too full to start on; what then runs waits for room by itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResourceExhausted(
+            "DISK_FULL", f"the disk is full: {data_dir}", field="data_dir", value=data_dir,
+            remedy="free some space, then start it again; nothing is lost",
+        ) from error  # fmt: skip
+
+
 @contextlib.asynccontextmanager
 async def platform(
     data_dir: Path,
@@ -185,7 +200,8 @@ async def platform(
     with _lock(data_dir):
         known, first_start = _secrets(data_dir)
         nats = EmbeddedNats(data_dir / "nats", token=known["nats_token"])
-        await nats.start()
+        with _room(data_dir):
+            await nats.start()
         tasks = Tasks()
         tasks.spawn("nats-server", nats.keep)
         shared: dict[str, object] = {
@@ -204,7 +220,8 @@ async def platform(
                     **_own(name, known, running, http_port, grpc_port),
                     **(overrides or {}).get(name, {}),
                 }
-                running[name] = await start(name, own)
+                with _room(data_dir):
+                    running[name] = await start(name, own)
             gateway = running["gateway"]
             yield Platform(
                 first_start,

@@ -32,6 +32,7 @@ from tunesmith.errors import TunesmithError
 
 _SETTLE_SECONDS = 480.0
 _DRAIN_SECONDS = 180.0
+_READY = "Tunesmith is up"
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class _Campaign:
         self._witness = Witness(site)
         self._injector = Injector(site, self.history)
         self._kills: Counter[str] = Counter()
+        self._refused_starts = 0
         self._problems: list[str] = []
 
     def run(self, blows: Sequence[Blow]) -> tuple[list[str], dict[str, Any]]:
@@ -174,10 +176,17 @@ class _Campaign:
         say(f"{blow.number:4d} {blow.kind:18s} {blow.hold:5.1f} s  {hit or 'nothing to hit'}")
 
     def _look_for_deaths(self) -> None:
-        """Who ended without our doing is brought back, as a supervisor would, and that is a finding."""
+        """Who ended without our doing is brought back, as a supervisor would, and that is a finding.
+
+        But a start may be refused for want of room, if it says so.
+        """
         for name in self._injector.deaths():
             process = self._site.processes[name]
-            self._problems.append(f"{name} ended by itself:\n{process.tail(2000)}")
+            said = process.said()
+            if name == "up" and _READY not in said and "disk is full" in said and "bug" not in said:
+                self._refused_starts += 1
+            else:
+                self._problems.append(f"{name} ended by itself:\n{process.tail(2000)}")
             process.start()
 
     def _settle(self, callers: Sequence[Caller]) -> None:
@@ -224,6 +233,7 @@ class _Campaign:
             "runs": found.runs,
             "weights_identical": found.weights_identical,
             "second_writers": found.second_writers,
+            "refused_starts": self._refused_starts,
             "granted": dict(sorted(found.granted.items())),
             "recovery_s": _times([one.seconds for one in got_over]),
             "undisturbed_recovery_s": _times([one.seconds for one in got_over if one.undisturbed]),

@@ -83,6 +83,7 @@ class Process:
     def start(self) -> None:
         """Starts it (again)."""
         with self.log.open("ab") as output:
+            self._began = output.tell()
             self._child = subprocess.Popen(
                 self._command, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
                 env=clean_environment(self._env), start_new_session=True,
@@ -111,6 +112,10 @@ class Process:
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"{self.name} did not end on SIGTERM:\n{self.tail()}") from None
+
+    def said(self) -> str:
+        """Returns its output since it was started last."""
+        return self.log.read_bytes()[self._began :].decode(errors="replace")
 
     def tail(self, num_bytes: int = 4000) -> str:
         """Returns the end of its output."""
