@@ -198,9 +198,9 @@ async def platform(
 ) -> AsyncIterator[Platform]:
     """The whole platform in this process: nats-server as a child, SQLite, every service, one agent."""
     with _lock(data_dir):
-        known, first_start = _secrets(data_dir)
-        nats = EmbeddedNats(data_dir / "nats", token=known["nats_token"])
         with _room(data_dir):
+            known, first_start = _secrets(data_dir)
+            nats = EmbeddedNats(data_dir / "nats", token=known["nats_token"])
             await nats.start()
         tasks = Tasks()
         tasks.spawn("nats-server", nats.keep)

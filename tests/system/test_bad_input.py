@@ -287,12 +287,25 @@ def test_a_node_without_room_for_the_spool_fails_the_attempt_and_says_so(
                 subprocess.run(["umount", "-l", str(runs)], check=True)
 
 
-def test_the_bus_is_started_again_when_its_full_disk_has_room(tmp_path: Path, small_disk: Path) -> None:
-    (small_disk / "ballast").write_bytes(b"x" * 4096)
-    with suppress(OSError), (small_disk / "ballast").open("ab") as file:
+def _fill(disk: Path) -> None:
+    with suppress(OSError), (disk / "ballast").open("ab") as file:
         while True:
             file.write(b"x" * 4096)
             file.flush()
+
+
+def test_a_start_on_a_full_disk_names_it(tmp_path: Path, small_disk: Path) -> None:
+    _fill(small_disk)
+    done = subprocess.run(
+        [str(BIN / "tunesmith"), "up", "--data-dir", str(small_disk), "--port", "0", "--grpc-port", "0"],
+        env=clean_environment({"TUNESMITH_CONFIG_DIR": str(tmp_path)}),
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    refused(done, "the disk is full", str(small_disk), "free some space")
+
+
+def test_the_bus_is_started_again_when_its_full_disk_has_room(tmp_path: Path, small_disk: Path) -> None:
+    _fill(small_disk)
     (tmp_path / "p").mkdir()
     with embedded(tmp_path / "p") as platform:
         up, folder = platform.processes["up"], platform.root / "data" / "nats"
