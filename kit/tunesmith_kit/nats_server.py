@@ -22,7 +22,6 @@ from tunesmith.errors import ResourceExhausted, TunesmithError, Unavailable
 log = logging.getLogger(__name__)
 _READY_SECONDS = 20.0
 _LOOK_SECONDS = 0.1
-_AGAIN_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -143,12 +142,7 @@ class EmbeddedNats:
             await asyncio.sleep(_LOOK_SECONDS)
             if self.pid is None:
                 log.warning("nats-server ended; starting it again", extra={"data_dir": str(self.data_dir)})
-                try:
-                    await self.start()
-                except (OSError, TunesmithError) as error:  # a full disk, say: it may have room later
-                    extra = {"problem": str(error), "remedy": getattr(error, "remedy", "")}
-                    log.error("nats-server does not start; trying again", extra=extra)
-                    await asyncio.sleep(_AGAIN_SECONDS)
+                await self.start()
 
     async def stop(self) -> None:
         """Asks the server to end, and makes it end after 10 s."""
