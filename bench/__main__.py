@@ -15,6 +15,7 @@ _NOISE = re.compile(r"\{|[A-Z_]+ step \d+/")
 FIGURES = (
     "import_ms",
     "cli_help_ms",
+    "cli_list_10000_ms",
     "up_ready_s",
     "idle_rss_mb",
     "submit_to_spawn_ms",

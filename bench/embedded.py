@@ -14,6 +14,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import httpx
@@ -32,6 +34,7 @@ _DEADLINE_SECONDS = 120.0
 TARGETS = {
     "import_ms": "50",
     "cli_help_ms": "250",
+    "cli_list_10000_ms": "400",
     "up_ready_s": "3",
     "idle_rss_mb": "300",
     "submit_to_spawn_ms": "300",
@@ -49,9 +52,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--starts", type=int, default=3, help="platforms started")
     parser.add_argument("--jobs", type=int, default=2, help="jobs submitted to each")
+    parser.add_argument("--listed", type=int, default=10_000, help="jobs that wait while they are listed")
     options = parser.parse_args()
     found: dict[str, list[float]] = {}
-    for name, value in (*client_figures(), *platform_figures(options.starts, options.jobs)):
+    figures = chain(
+        client_figures(), platform_figures(options.starts, options.jobs), list_figures(options.listed)
+    )
+    for name, value in figures:
         found.setdefault(name, []).append(value)
     report(found, TARGETS)
 
@@ -66,6 +73,19 @@ def client_figures(rounds: int = 9) -> Iterator[tuple[str, float]]:
             yield "import_ms", imported
             yield "import_client_ms", with_client
             yield "cli_help_ms", helped * 1e3
+
+
+def list_figures(num_jobs: int, rounds: int = 9) -> Iterator[tuple[str, float]]:
+    """Times of `tunesmith list` while so many jobs wait for GPUs that no node has."""
+    spec = {**JOB, "resources": {"gpus_per_node": 8}}
+    with tempfile.TemporaryDirectory() as folder, embedded(Path(folder)) as platform:
+        platform.load_inputs()
+        with platform.client() as client, ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: client.jobs.submit(spec), range(num_jobs)))
+        for number in range(rounds + 1):
+            shown = timed(lambda: platform.run("list"))
+            if number:
+                yield f"cli_list_{num_jobs}_ms", shown * 1e3
 
 
 def run_python(statement: str) -> float:

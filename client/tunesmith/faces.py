@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
@@ -79,11 +80,15 @@ class LoopThread:
                 await asyncio.wait(waiting)
             await source.aclose()
 
+        loop = self._start()
         try:
             while (item := self.run(following())) is not None:
                 yield item[0]
         finally:
-            self.run(close())
+            # Left open beyond the client's end, `stop` closed the source; at the interpreter's end no thread
+            # is left to do it, and waiting for one would be for ever.
+            if self._loop is loop and not sys.is_finalizing():
+                self.run(close())
 
     def stop(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Runs `last`, cancels what still runs, and ends the thread. Harmless when it never ran."""

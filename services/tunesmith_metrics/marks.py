@@ -29,8 +29,7 @@ class Marks:
         islands: dict[_Key, list[tuple[int, int]]] = {}
         jobs = iter({who.job_id for who in senders})
         while some := list(islice(jobs, MOST_PARAMETERS)):
-            self._read(some)
-            for key, low, high in self._read_islands(some, table, start, length):
+            for key, low, high in self._read(some, table, start, length):
                 islands.setdefault(key, []).append((low, high))
         for key in self._senders:
             self._rows.setdefault(key, {"metrics_seq": 0, "log_offset": 0, "num_points": 0})
@@ -59,30 +58,34 @@ class Marks:
             for key, who in self._senders.items()
         ]
 
-    def _read(self, job_ids: list[str]) -> None:
-        mark = WATERMARKS.c
-        for row in self._session.execute(select(WATERMARKS).where(mark.job_id.in_(job_ids))):
-            key = (row.job_id, row.epoch, row.rank)
-            if key in self._senders:
-                self._rows[key] = {
-                    "metrics_seq": row.metrics_seq,
-                    "log_offset": row.log_offset,
-                    "num_points": row.num_points,
-                }
-
-    def _read_islands(
+    def _read(
         self, job_ids: list[str], table: Table, start: str, length: str
     ) -> Iterator[tuple[_Key, int, int]]:
+        """Reads the marks of jobs, and yields what is stored above them."""
         of, mark = table.c, WATERMARKS.c
-        same = and_(of.job_id == mark.job_id, of.epoch == mark.epoch, of.rank == mark.rank)
+        above = and_(
+            of.job_id == mark.job_id,
+            of.epoch == mark.epoch,
+            of.rank == mark.rank,
+            of[start] >= mark[self._field] + self._first,
+        )
+        # The outer join says where to begin: from the other side SQLite reads every row of the jobs.
         query = (
-            select(of.job_id, of.epoch, of.rank, of[start], of[length])
-            .select_from(WATERMARKS.join(table, and_(same, of[start] >= mark[self._field] + self._first)))
+            select(WATERMARKS, of[start].label("low"), of[length].label("size"))
+            .select_from(WATERMARKS.outerjoin(table, above))
             .where(mark.job_id.in_(job_ids))
         )
-        for job_id, epoch, rank, low, size in self._session.execute(query):
-            if (job_id, epoch, rank) in self._senders:
-                yield (job_id, epoch, rank), low, low + size
+        for row in self._session.execute(query):
+            key = (row.job_id, row.epoch, row.rank)
+            if key not in self._senders:
+                continue
+            self._rows[key] = {
+                "metrics_seq": row.metrics_seq,
+                "log_offset": row.log_offset,
+                "num_points": row.num_points,
+            }
+            if row.low is not None:
+                yield key, row.low, row.low + row.size
 
 
 def of_metrics(session: Session, senders: Collection[Rank]) -> Marks:

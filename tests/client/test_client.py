@@ -1,6 +1,8 @@
 """The SDK through its public door, against a real gRPC server."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -322,6 +324,24 @@ def test_a_watch_that_is_left_early_ends_its_stream(server: SmallServer, client:
         break
     # The next call would hang or fail if the abandoned stream had broken the connection.
     assert client.jobs.get(job.id).id == job.id
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_program_ends_though_it_left_a_listing_open(
+    server: SmallServer, client: Client, closed: bool
+) -> None:
+    client.jobs.submit(SPEC)
+    program = f"""
+from tunesmith import Client
+client = Client({server.address!r}, {TOKEN!r})
+jobs = client.jobs.list()
+print(next(jobs).id)
+if {closed}:
+    client.close()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.split()) == 1
 
 
 async def test_many_async_calls_share_one_connection(server: SmallServer) -> None:
