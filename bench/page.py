@@ -1,8 +1,8 @@
-"""How fluent the page of a job with a million points and 50 metrics is: `python -m bench.page`.
+"""How fluent the page of a job with a million points and a million lines is: `python -m bench.page`.
 
-The whole platform, Chromium without a screen, and a job whose points are put on the bus as an agent does.
-Frames are recorded in the page while it is scrolled, zoomed, given more charts and smoothed. The last line is
-JSON.
+The whole platform, Chromium without a screen, and a job whose points (of 50 metrics) and lines are put on the
+bus as an agent does. Frames are recorded in the page while it is scrolled, zoomed, given more charts and
+smoothed, and while the log is scrolled to either side of a step. The last line is JSON.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ import numpy as np
 
 from tests.clients import test_page
 from tests.support.jobs import wait_state
+from tests.support.logs import agents_bus, write_log
 from tests.support.platform import Platform, embedded
 from tests.support.processes import wait_for
 from tunesmith.api.metrics.v1 import events_pb2
@@ -27,6 +28,7 @@ from tunesmith_kit.bus import Bus
 _LONG, _NUM_LONG = "train/loss", 1_000_000
 _OTHERS, _NUM_OTHERS = [f"train/layer{number:02}" for number in range(49)], 20_000
 _ROWS = 10_000
+_NUM_LINES, _NEEDLE = 1_000_000, 1234
 
 
 def main() -> None:
@@ -59,14 +61,17 @@ def fill(platform: Platform) -> str:
             return found.get(_LONG) == _NUM_LONG and found.get(_OTHERS[-1]) == _NUM_OTHERS
 
         wait_for(stored, 120, "every point is stored")
+
+        def logged() -> bool:
+            return any(line.text.startswith(f"{_NUM_LINES - 1} ") for line in job.logs(tail=1))
+
+        wait_for(logged, 120, "every line is stored")
     return str(job.name)
 
 
 async def send(platform: Platform, job_id: str) -> None:
     """Publishes the points in messages as an agent packs them."""
-    (ports,) = (platform.root / "data" / "nats").glob("*.ports")
-    url = json.loads(ports.read_text())["nats"][0]
-    bus = await Bus.connect(url, platform.nats_token, "agent", ensure_streams=False)
+    bus = await agents_bus(platform)
     rng = np.random.default_rng(1)
     for first in range(0, _NUM_LONG, _ROWS):
         steps = np.arange(first, first + _ROWS)
@@ -75,7 +80,15 @@ async def send(platform: Platform, job_id: str) -> None:
     for first in range(0, _NUM_OTHERS, _ROWS // 10):
         values = rng.normal(size=(_ROWS // 10, len(_OTHERS))).cumsum(axis=0)
         await publish(bus, job_id, 1, first, _OTHERS, values)
+    await write_log(bus, job_id, 0, _NUM_LINES, line)
     await bus.close()
+
+
+def line(number: int) -> tuple[str, str]:
+    """A line of the log, and its level."""
+    if number == _NEEDLE:
+        return "WARNING", f"{number} a needle"
+    return "INFO", f"{number} TRAIN_BATCH_END step {number // 10}/100000 loss 1.2345 tokens/s 1234"
 
 
 async def publish(bus: Bus, job_id: str, rank: int, first: int, keys: list[str], values: Any) -> None:

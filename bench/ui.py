@@ -1,7 +1,7 @@
 """`make bench-ui`: how quick the page is, from its size to the pixel; the last line is JSON.
 
 The whole platform, Chromium without a screen, a run of a million points put on the bus as an agent does,
-programs that record their runs with `tunesmith.log`, and a table of a thousand runs.
+programs that record their runs with `tunesmith.log`, and a thousand runs in a table and in pictures.
 """
 
 import argparse
@@ -35,6 +35,8 @@ TARGETS = {
     "zoom_1m_ms": "<= 100",
     "live_fps": ">= 50",
     "table_worst_frame_ms": "<= 32",
+    "compare_1000_ms": "<= 2000",
+    "compare_worst_frame_ms": "<= 32",
 }
 # A program of somebody's own. It logs until its input ends, then tells when each value was logged.
 _PROGRAM = """
@@ -52,7 +54,16 @@ print(json.dumps(times), flush=True)
 tunesmith.finish()
 """
 _PAUSE = 0.1
-_WIDE = [f"s{series}/m{chart}" for chart in range(10) for series in range(10)]
+_SETTINGS: dict[str, list[float] | list[int]] = {
+    "learning_rate": [1e-4, 3e-4, 1e-3],
+    "warmup_steps": [0, 10, 100],
+    "weight_decay": [0.0, 0.01, 0.1],
+    "max_grad_norm": [0.5, 1.0, 2.0],
+    "micro_batch_size": [4, 8, 16],
+    "max_steps": [100, 200, 400],
+    "max_length": [128, 256, 512],
+}
+WIDE = [f"s{series}/m{chart}" for chart in range(10) for series in range(10)]
 
 
 def main() -> None:
@@ -60,19 +71,24 @@ def main() -> None:
     parser.add_argument("--live-runs", type=int, default=20, help="programs that log at once")
     parser.add_argument("--seconds", type=float, default=15, help="how long live charts are watched")
     parser.add_argument("--runs", type=int, default=1000, help="rows of the table")
+    parser.add_argument("--only-runs", action="store_true", help="only the thousand runs")
     options = parser.parse_args()
     found: dict[str, Any] = {"bundle_kib_gz": bundle_kib()}
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         embedded(Path(folder)) as platform,
     ):
-        found |= look(platform, "long", fill(platform).rsplit("/", 1)[-1])
-        found |= live(platform, options.live_runs, options.seconds)
+        if not options.only_runs:
+            found |= look(platform, "long", fill(platform).rsplit("/", 1)[-1])
+            found |= live(platform, options.live_runs, options.seconds)
         runs(platform, options.runs)
         found |= look(platform, "table", str(options.runs))
+        compared = look(platform, "compare", str(options.runs))
+        sys.stdout.write(f"compare: {json.dumps(compared)}\n")
+        found |= compared
     for name, target in TARGETS.items():
-        sys.stdout.write(f"{name:24} {found[name]:>10}   {target}\n")
-    sys.stdout.write(json.dumps({name: found[name] for name in TARGETS}) + "\n")
+        sys.stdout.write(f"{name:24} {found.get(name, '-'):>10}   {target}\n")
+    sys.stdout.write(json.dumps({name: found[name] for name in TARGETS if name in found}) + "\n")
 
 
 def bundle_kib() -> float:
@@ -115,15 +131,15 @@ def live(platform: Platform, num_runs: int, seconds: float) -> dict[str, Any]:
     """Log call to pixel with so many live runs, and frames of ten live charts with ten curves each."""
     with contextlib.ExitStack() as stack:
         keys = [["train/loss", "train/learning_rate"]] * (num_runs - 1)
-        programs = [stack.enter_context(logging_program(platform, each)) for each in [*keys, _WIDE]]
+        programs = [stack.enter_context(logging_program(platform, each)) for each in [*keys, WIDE]]
         ids = []
         for program in programs:
             assert program.stdout is not None
             ids.append(program.stdout.readline().strip())
         seen = look(platform, "live", ids[0], ids[-1], str(seconds))
         logged: list[float] = json.loads(programs[0].communicate("", timeout=60)[0].splitlines()[-1])
-    if seen["lines"] != len(_WIDE):
-        raise SystemExit(f"{len(_WIDE)} curves were to be live, {seen['lines']} were")
+    if seen["lines"] != len(WIDE):
+        raise SystemExit(f"{len(WIDE)} curves were to be live, {seen['lines']} were")
     delays = delays_of(seen["shown"], logged)
     sys.stdout.write(
         f"{len(delays)} values, p50 {statistics.median(delays):.0f} ms, worst {max(delays):.0f} ms; "
@@ -147,13 +163,21 @@ def delays_of(shown: list[tuple[float, float]], logged: list[float]) -> list[flo
 
 
 def runs(platform: Platform, number: int) -> None:
-    """Makes runs with settings and last values of their own; without a base model they end at once."""
+    """Makes runs with ten settings and last values of their own; without a base model they end at once."""
     rng = np.random.default_rng(1)
     with platform.client() as client:
         ids = []
         for at in range(number):
-            training = {"learning_rate": float(rng.choice([1e-4, 3e-4, 1e-3])), "seed": at}
-            spec = {"experiment": "table", "base_model": "none", "dataset": "none", "training": training}
+            training = {"seed": at} | {name: rng.choice(some).item() for name, some in _SETTINGS.items()}
+            lora = {"r": rng.choice([4, 8, 16, 32]).item(), "dropout": rng.choice([0.0, 0.05, 0.1]).item()}
+            spec = {
+                "experiment": "table",
+                "base_model": "none",
+                "dataset": "none",
+                "training": training,
+                "adapter": {"lora": lora},
+                "labels": {"sweep": f"sweep-{at % 20}"},
+            }
             ids.append(client.jobs.submit(spec).id)
         asyncio.run(_points(platform, ids, rng))
 
@@ -167,7 +191,7 @@ async def _points(platform: Platform, ids: list[str], rng: np.random.Generator) 
     (ports,) = (platform.root / "data" / "nats").glob("*.ports")
     url = json.loads(ports.read_text())["nats"][0]
     bus = await Bus.connect(url, platform.nats_token, "agent", ensure_streams=False)
-    keys = ["train/loss", "eval/loss", "train/grad_norm"]
+    keys = ["train/loss", "eval/loss", "train/grad_norm", "train/tokens_per_second", "eval/accuracy"]
     for job_id in ids:
         await publish(bus, job_id, 0, 0, keys, 1 + rng.normal(scale=0.1, size=(50, len(keys))))
     await bus.close()

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     )
     from tunesmith.jobs import Job
     from tunesmith.metrics import Curves, Series
-    from tunesmith.recording import Recording, finish, init, log
+    from tunesmith.program import finish, init, log
+    from tunesmith.recording import Recording
     from tunesmith.runs import Run, RunTable
 
     __version__: str
@@ -76,9 +77,9 @@ _HOMES = {
     "Run": "tunesmith.runs",
     "RunTable": "tunesmith.runs",
     "Series": "tunesmith.metrics",
-    "finish": "tunesmith.recording",
-    "init": "tunesmith.recording",
-    "log": "tunesmith.recording",
+    "finish": "tunesmith.program",
+    "init": "tunesmith.program",
+    "log": "tunesmith.program",
 }
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tunesmith.api.metrics.v1.alerts_pb2_grpc import AlertServiceAsyncStub
     from tunesmith.api.metrics.v1.metrics_pb2_grpc import LogServiceAsyncStub, MetricsServiceAsyncStub
     from tunesmith.api.metrics.v1.records_pb2_grpc import RecordServiceAsyncStub
+    from tunesmith.api.metrics.v1.trace_pb2_grpc import TraceServiceAsyncStub
     from tunesmith.api.nodes.v1.nodes_pb2_grpc import NodeServiceAsyncStub
     from tunesmith.api.registry.v1.blobs_pb2_grpc import BlobServiceAsyncStub, BlobServiceStub
     from tunesmith.api.registry.v1.cards_pb2_grpc import CardServiceAsyncStub
@@ -171,6 +172,13 @@ class Connection:
         from tunesmith.api.metrics.v1.metrics_pb2_grpc import LogServiceStub
 
         return LogServiceStub(self._channel)
+
+    @cached_property
+    def traces(self) -> TraceServiceAsyncStub:
+        """Stub of TraceService."""
+        from tunesmith.api.metrics.v1.trace_pb2_grpc import TraceServiceStub
+
+        return TraceServiceStub(self._channel)
 
     @cached_property
     def alerts(self) -> AlertServiceAsyncStub:

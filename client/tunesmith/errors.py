@@ -211,6 +211,8 @@ REASONS: dict[str, tuple[type[TunesmithError], str]] = {
     "RUN_EXTERNAL": (FailedPrecondition, "the platform did not start the run's program"),
     "RUN_NOT_EXTERNAL": (FailedPrecondition, "the platform runs the job itself"),
     "RUN_CANCELLED": (Aborted, "somebody cancelled the run"),
+    "CHECKPOINT_EXTERNAL": (FailedPrecondition, "the checkpoint is of a program of its owner's, not a job's"),
+    "SPOOL_FULL": (ResourceExhausted, "files of a run wait to be sent, and no more fit beside them"),
     "RUN_NOT_BEGUN": (FailedPrecondition, "no run was begun in this program"),
     "RUN_UNKNOWN": (Unavailable, "the metrics service has not heard of the run yet"),
     "JOB_ID_TAKEN": (AlreadyExists, "the id is that of another job"),

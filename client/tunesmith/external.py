@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 from tunesmith import names
 from tunesmith.api.jobs.v1 import external_pb2, spec_pb2, state_pb2
 from tunesmith.api.metrics.v1 import records_pb2
+from tunesmith.api.registry.v1 import blobs_pb2
+from tunesmith.blobs import LocalFile, OnProgress, upload
 from tunesmith.connection import Connection, new_request_id
 from tunesmith.faces import Face, Handle, both
+from tunesmith.pace import stamp
 
 if TYPE_CHECKING:
     from tunesmith.api.jobs.v1 import jobs_pb2
+    from tunesmith.parcel import Parcel
 
 
 class ExternalRuns(Handle[Face]):
@@ -75,6 +79,37 @@ class ExternalRuns(Handle[Face]):
             request_id=new_request_id(),
         )
         return await self._core.call(self._core.records.WriteRecords, request)
+
+    @both
+    async def put_picture(self, name: str, digest: str, file: LocalFile | None) -> None:
+        """Has a picture kept as long as the run whose records name it by its SHA-256, and uploads it.
+
+        `file` is None for one that was uploaded before.
+        """
+        hold = blobs_pb2.HoldBlobRequest(parent=self._name(name), digest=digest, request_id=new_request_id())
+        await self._core.call(self._core.blobs.HoldBlob, hold)
+        if file is not None:
+            await upload(self._core, [file])
+
+    @both
+    async def put_checkpoint(
+        self, name: str, epoch: int, parcel: Parcel, on_progress: OnProgress | None = None
+    ) -> state_pb2.CheckpointRef:
+        """Uploads the files of a checkpoint that are not stored yet, and enters it; each is entered once."""
+        await upload(self._core, [*parcel.files, parcel.manifest], on_progress)
+        facts = parcel.facts
+        request = external_pb2.CommitExternalCheckpointRequest(
+            name=self._name(name),
+            epoch=epoch,
+            step=facts.step,
+            digest=parcel.manifest.sha256,
+            size_bytes=parcel.size_bytes,
+            eval_loss=facts.eval_loss,
+            keep=facts.keep,
+            create_time=stamp(facts.time),
+            request_id=new_request_id(),
+        )
+        return (await self._core.call(self._core.external.CommitExternalCheckpoint, request)).checkpoint
 
     @both
     async def finish(

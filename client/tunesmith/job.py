@@ -14,9 +14,10 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from tunesmith import jobfile, names
 from tunesmith.api.jobs.v1 import jobs_pb2, queue_pb2, spec_pb2, state_pb2, verbs_pb2
 from tunesmith.api.jobs.v1.events_pb2 import JobEvent
-from tunesmith.api.metrics.v1 import metrics_pb2
+from tunesmith.api.metrics.v1 import metrics_pb2, trace_pb2
 from tunesmith.api.metrics.v1.metrics_pb2 import ErrorLine, LogLine
 from tunesmith.api.registry.v1 import models_pb2
+from tunesmith.blobs import OnProgress
 from tunesmith.connection import Connection, new_request_id
 from tunesmith.errors import DeadlineExceeded, InvalidArgument, TunesmithError
 from tunesmith.faces import Face, Handle, both, stream
@@ -327,6 +328,16 @@ class Job(Handle[Face]):
                 yield event
 
     @both
+    async def trace(self) -> trace_pb2.GetTraceResponse:
+        """Returns the job's trace: what each process did for it and when, spans by their beginning.
+
+        A span hangs below the one that its `parent_span_id` names. The trace's id is that of OTLP.
+        """
+        return await self._core.call(
+            self._core.traces.GetTrace, trace_pb2.GetTraceRequest(name=self.proto.name)
+        )
+
+    @both
     async def checkpoints(self, *, show_expired: bool = False) -> list[models_pb2.Checkpoint]:
         """Returns the committed checkpoints, newest first; expired ones can no longer be forked."""
         request = models_pb2.ListCheckpointsRequest(parent=self.proto.name, page_size=1000)
@@ -336,6 +347,15 @@ class Job(Handle[Face]):
             for point in page.checkpoints
         ]
         return [point for point in found if show_expired or not point.expired]
+
+    @both
+    async def download_checkpoint(
+        self, folder: str | Path, step: int | None = None, *, on_progress: OnProgress | None = None
+    ) -> Path:
+        """Writes the files of the newest checkpoint, or that of a step, into a folder and returns it."""
+        from tunesmith.unpacking import unpack
+
+        return await unpack(self._core, self.id, step, Path(folder), on_progress)
 
     @both
     async def pin(self, step: int, *, unpin: bool = False) -> state_pb2.CheckpointRef:

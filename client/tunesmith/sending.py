@@ -2,101 +2,35 @@
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from tunesmith.api.jobs.v1 import state_pb2
-from tunesmith.api.metrics.v1 import events_pb2, records_pb2
-from tunesmith.errors import FailedPrecondition
+from tunesmith.blobs import LocalFile
+from tunesmith.errors import (
+    Aborted,
+    DeadlineExceeded,
+    FailedPrecondition,
+    ResourceExhausted,
+    Unavailable,
+)
+from tunesmith.load import Load, is_sound
+from tunesmith.pace import Pace
 from tunesmith.spool import Spool
 
 if TYPE_CHECKING:
     from tunesmith.api.jobs.v1.jobs_pb2 import Job
+    from tunesmith.api.metrics.v1 import records_pb2
     from tunesmith.client import Client
+    from tunesmith.parcel import Parcel
 
 _MOST_BYTES = 256 * 1024  # of a folder, in one call
-_MOST_VALUES = 50_000
-_LOSSES = ("train/loss", "loss", "train_loss", "train.loss")
-
-
-@dataclass
-class Pace:
-    """How far a program is, as its records tell: step, loss, and the time to the end when that is known."""
-
-    total_steps: int = 0
-    step: int = 0
-    loss: float = math.nan
-    first_loss: float = math.nan
-    _began: tuple[int, int] | None = None  # step and time of the first record
-    _now: tuple[int, int] = (0, 0)
-
-    def take(self, record: dict[str, Any]) -> None:
-        """Takes a metric record in."""
-        now = (int(record["step"]), int(record["time"]))
-        self._began = self._began or now
-        self.step, self._now = max(self.step, now[0]), now
-        for key in _LOSSES:
-            if key in record["values"]:
-                self.loss = float(record["values"][key])
-                if math.isnan(self.first_loss):
-                    self.first_loss = self.loss
-                break
-
-    def progress(self) -> state_pb2.Progress | None:
-        """Returns it as the contract has it; None before the first record."""
-        if self._began is None:
-            return None
-        total = self.total_steps if self.total_steps >= self.step else 0  # it went further than it said
-        progress = state_pb2.Progress(step=self.step, total_steps=total, time=_stamp(self._now[1]))
-        if not math.isnan(self.loss):
-            progress.loss, progress.first_loss = self.loss, self.first_loss
-        steps, micros = self._now[0] - self._began[0], self._now[1] - self._began[1]
-        if self.total_steps > self.step and steps > 0 and micros > 0:
-            rest = (self.total_steps - self.step) * micros // steps
-            progress.eta.CopyFrom(Duration(seconds=rest // 1_000_000))
-        return progress
-
-
-@dataclass
-class _Load:
-    """What one call sends."""
-
-    records: list[records_pb2.LoggedRecord] = field(default_factory=list)
-    first_seq: int = 0
-    lines: list[records_pb2.LoggedLine] = field(default_factory=list)
-    log_offset: int = 0
-    num_values: int = 0
-    next_offset: int = 0
-
-    def fits(self, record: dict[str, Any]) -> bool:
-        """Whether a record follows those at hand without a gap, and there is room for it."""
-        if "seq" in record:
-            follows = not self.records or record["seq"] == self.first_seq + len(self.records)
-            return follows and self.num_values + len(record["values"]) <= _MOST_VALUES
-        return not self.lines or record["offset"] == self.next_offset
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Takes a record in."""
-        if "seq" in record:
-            self.first_seq = self.first_seq or record["seq"]
-            values = {key: float(value) for key, value in record["values"].items()}
-            self.records.append(
-                records_pb2.LoggedRecord(step=record["step"], time=_stamp(record["time"]), values=values)
-            )
-            self.num_values += len(values)
-            return
-        if not self.lines:
-            self.log_offset = record["offset"]
-        level = events_pb2.LogLevel.Value(f"LOG_LEVEL_{record['level']}")
-        self.lines.append(
-            records_pb2.LoggedLine(text=record["text"], level=level, step=max(record["step"], 0))
-        )
-        self.next_offset = record["offset"] + len(record["text"].encode()) + 1
+# What passes: the server is away or slow, was asked by two at once, or the project is full for now.
+PASSING = (Unavailable, DeadlineExceeded, Aborted, ResourceExhausted)
+_PAUSE_SECONDS = 0.2  # where the server does not say how long to gather
+_LONGEST_PAUSE = 5.0
+# A server that takes long has many to serve: who is not looked at asks for a fifth of its time at most.
+_PATIENCE = 4
 
 
 class Sender:
@@ -107,6 +41,8 @@ class Sender:
         self.job: Job | None = None
         self.pace = Pace(spool.identity.total_steps)
         self.cancelled = False
+        self.pause = _PAUSE_SECONDS  # how long the server wants records to be gathered
+        self.behind = False  # whether more may wait than the last call could take
 
     @property
     def name(self) -> str:
@@ -132,35 +68,57 @@ class Sender:
         """Sends the next part of what is not stored yet; tells whether there was any."""
         position = self._spool.sent.position
         found, end = self._spool.read(position, _MOST_BYTES)
+        self.behind = 2 * (end - position) > _MOST_BYTES
         if end == position:
             return False
-        load, said = _Load(), self._spool.sent.end
+        load, said = Load(), self._spool.sent.end
         for record in found:
             if isinstance(record.get("end"), dict):
                 said = record["end"]
                 continue
-            if not _is_sound(record):
+            if not is_sound(record):
                 continue
             if not load.fits(record):
                 self._write(load)
-                load = _Load()
+                load = Load()
             load.add(record)
-            if "seq" in record:
+            if "values" in record:
                 self.pace.take(record)
         self._write(load)
         self._spool.note(position=end, end=said)
         return True
 
-    def _write(self, load: _Load) -> None:
-        if load.records or load.lines:
-            self._client.external.write(
-                self.name,
-                self._spool.sent.data_epoch,
-                records=load.records,
-                first_seq=load.first_seq,
-                lines=load.lines,
-                log_offset=load.log_offset,
-            )
+    def _write(self, load: Load) -> None:
+        if not load.records and not load.lines:
+            return
+        for digest in load.pictures:  # before what names them: whoever reads that finds them
+            self._client.external.put_picture(self.name, digest, self._picture(digest))
+        began = time.monotonic()
+        answer = self._client.external.write(
+            self.name,
+            self._spool.sent.data_epoch,
+            records=load.records,
+            first_seq=load.first_seq,
+            lines=load.lines,
+            log_offset=load.log_offset,
+        )
+        self.pause = _pause(answer, time.monotonic() - began)
+        for digest in load.pictures:
+            self._spool.drop_picture(digest)
+
+    def _picture(self, digest: str) -> LocalFile | None:
+        # Read here, not on the loop's executor: at the program's end there is none any more.
+        path = self._spool.picture(digest)
+        try:
+            return LocalFile(path, path.stat().st_size, digest)
+        except FileNotFoundError:
+            return None  # an earlier record named it, and it is stored
+
+    def deliver(self, parcel: Parcel, on_progress: Any = None) -> None:
+        """Uploads a checkpoint, enters it and removes what waited of it. Content that is stored is not sent
+        again, and the same checkpoint is entered once."""
+        self._client.external.put_checkpoint(self.name, self._spool.sent.data_epoch, parcel, on_progress)
+        parcel.remove()
 
     def renew(self) -> None:
         """Says that the program lives; takes the run up again when it was given up meanwhile.
@@ -194,33 +152,9 @@ class Sender:
         return self.job
 
 
-def _is_sound(record: dict[str, Any]) -> bool:
-    """Whether a record is one that a program of ours wrote."""
-    whole = type(record.get("step")) is int
-    if "seq" in record:
-        values = record.get("values")
-        return (
-            whole
-            and all(type(record.get(name)) is int for name in ("seq", "time"))
-            and isinstance(values, dict)
-            and all(isinstance(value, int | float) for value in values.values())
-        )
-    return (
-        whole
-        and type(record.get("offset")) is int
-        and isinstance(record.get("text"), str)
-        and events_pb2.LogLevel.DESCRIPTOR.values_by_name.get(f"LOG_LEVEL_{record.get('level')}") is not None
-    )
-
-
-def _stamp(micros: int) -> Timestamp:
-    return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1000)
-
-
-def send_all(sender: Sender, seconds: float) -> bool:
-    """Sends all that waits, for so many seconds at most; tells whether nothing is left."""
-    deadline = time.monotonic() + seconds
-    while sender.send():
-        if time.monotonic() > deadline:
-            return False
-    return True
+def _pause(answer: records_pb2.WriteRecordsResponse, took: float) -> float:
+    """Returns how long to gather records after a call that took so many seconds."""
+    told = answer.pause.ToMilliseconds() / 1000 if answer.HasField("pause") else _PAUSE_SECONDS
+    if told < _PAUSE_SECONDS:  # somebody looks
+        return told
+    return min(max(told, _PATIENCE * took), _LONGEST_PAUSE)

@@ -3,10 +3,13 @@
     run.json        which run, and where it belongs (no token)
     records.jsonl   a line a record, in the order in which they were logged
     sent.json       the run's epoch, and up to which byte of records.jsonl the server has stored everything
+    media/          pictures by the SHA-256 of their bytes, until they are stored
+    parcels/        checkpoints, until they are entered (parcel.py)
 
 A record is one write to the end of the file, so a program that is killed loses nothing it had logged. Keys
-of a line: `seq`, `step`, `time` (Unix microseconds) and `values` of a metric record; `offset`, `text`,
-`level` and `step` of a line of the log; `end` (`failed`, `message`) of the end.
+of a line: `seq`, `step`, `time` (Unix microseconds) and `values` of a metric record, or `key` and one of
+`histogram`, `text`, `picture`; `offset`, `text`, `level` and `step` of a line of the log; `end` (`failed`,
+`message`) of the end.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -23,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import InvalidArgument
+from tunesmith.parcel import Parcels
 
+_DIGEST = re.compile("[0-9a-f]{64}")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -67,6 +74,7 @@ class Spool:
     def __init__(self, folder: Path, identity: Identity) -> None:
         self.folder, self.identity = folder, identity
         self._sent = _read_sent(folder / "sent.json")
+        self.parcels = Parcels(folder)
 
     @classmethod
     def create(cls, parent: Path, identity: Identity) -> Spool:
@@ -117,13 +125,6 @@ class Spool:
         _replace(self.folder / "sent.json", asdict(self._sent))
         return self._sent
 
-    def waiting_bytes(self) -> int:
-        """Returns the bytes that are not known to be stored."""
-        try:
-            return (self.folder / "records.jsonl").stat().st_size - self._sent.position
-        except FileNotFoundError:
-            return 0
-
     def read(self, position: int, max_bytes: int) -> tuple[list[dict[str, Any]], int]:
         """Returns the whole records after `position`, about `max_bytes` of them, and where they end.
 
@@ -158,8 +159,32 @@ class Spool:
                 self._sent = _read_sent(self.folder / "sent.json")  # as who was at it before left it
                 yield True
 
+    def keep_picture(self, digest: str, data: bytes) -> None:
+        """Keeps a picture until it is stored. Raises OSError when the disk is full."""
+        path = self.picture(digest)
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            hidden = path.with_name(f".{digest}.new")
+            hidden.write_bytes(data)
+            hidden.replace(path)
+
+    def picture(self, digest: str) -> Path:
+        """Returns where a picture lies. What runs have written is not trusted to be a digest."""
+        if _DIGEST.fullmatch(digest) is None:
+            raise InvalidArgument(
+                "FILE_UNREADABLE", "a picture has no SHA-256", field="folder", value=self.folder,
+                remedy="the folder was changed: remove it",
+            )  # fmt: skip
+        return self.folder / "media" / digest
+
+    def drop_picture(self, digest: str) -> None:
+        """Removes a picture that is stored."""
+        self.picture(digest).unlink(missing_ok=True)
+
     def remove(self) -> None:
         """Removes the folder; nothing in it is needed any more."""
+        self.parcels.remove()
+        shutil.rmtree(self.folder / "media", ignore_errors=True)
         for name in ("records.jsonl", "sent.json", "run.json"):
             (self.folder / name).unlink(missing_ok=True)
         self.folder.rmdir()

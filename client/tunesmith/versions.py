@@ -13,7 +13,9 @@ from tunesmith.blobs import OnProgress, inspect, upload
 from tunesmith.connection import Connection, new_request_id
 from tunesmith.faces import Face, Handle, both, stream
 from tunesmith.models import folder_files
+from tunesmith.targets import resolve
 
+_HASHING = 600.0  # seconds that a server may take to read the files of a large model
 _STAGES = models_pb2.DESCRIPTOR.enum_types_by_name["ModelStage"]
 
 
@@ -67,6 +69,37 @@ class Versions(Handle[Face]):
         return (await self._core.call(self._core.versions.RegisterModelVersion, request, seconds)).version
 
     @both
+    async def register_checkpoint(
+        self,
+        model: str,
+        run: str,
+        step: int | None = None,
+        *,
+        base_model: str,
+        dataset: str = "",
+        description: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> models_pb2.ModelVersion:
+        """Registers a checkpoint that an external run saved, its newest or that of a step, as the next
+        version of `model`: a PEFT adapter or a whole model in safetensors.
+
+        Raises:
+            NotFound: the run has no such checkpoint.
+            InvalidArgument: it holds anything that could run code, or is no adapter and no model.
+        """
+        origin = await resolve(self._core, f"job:{run}" if step is None else f"job:{run}@{step}")
+        request = versions_pb2.RegisterModelVersionRequest(
+            parent=names.resource(self._core.project, "models", model),
+            checkpoint=origin,
+            base_model=names.last_part(base_model),
+            dataset=dataset,
+            description=description,
+            labels=labels or {},
+            request_id=new_request_id(),
+        )
+        return (await self._core.call(self._core.versions.RegisterModelVersion, request, _HASHING)).version
+
+    @both
     async def update(
         self,
         name: str,
@@ -96,11 +129,19 @@ class Versions(Handle[Face]):
         await self._core.call(self._core.versions.DeleteModelVersion, request)
 
     @both
-    async def set_alias(self, name: str, alias: str) -> models_pb2.ModelVersion:
-        """Lets `alias` name a version, written `model@3`; whatever it named before it names no longer."""
+    async def set_alias(self, name: str, alias: str, *, expected: str = "") -> models_pb2.ModelVersion:
+        """Lets `alias` name a version, written `model@3`; whatever it named before it names no longer.
+
+        With `expected` (the number of the version it names, or `none`) only if nobody moved it meanwhile:
+        else FailedPrecondition is raised.
+        """
         model, _, version = names.model_version(self._core.project, name).partition("/versions/")
         request = versions_pb2.SetModelAliasRequest(
-            name=model, alias=alias, version=version, request_id=new_request_id()
+            name=model,
+            alias=alias,
+            version=version,
+            request_id=new_request_id(),
+            expected_version=expected,
         )
         return (await self._core.call(self._core.versions.SetModelAlias, request)).version
 

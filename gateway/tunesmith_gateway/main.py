@@ -4,10 +4,11 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from tunesmith.api.gateway.v1 import fleet_pb2, fleet_pb2_grpc, quotes_pb2, quotes_pb2_grpc
 from tunesmith.api.jobs.v1 import external_pb2
-from tunesmith.api.metrics.v1 import alerts_pb2, metrics_pb2, records_pb2
+from tunesmith.api.metrics.v1 import alerts_pb2, metrics_pb2, records_pb2, trace_pb2
 from tunesmith.api.registry.v1 import (
     blobs_pb2,
     cards_pb2,
@@ -33,11 +34,13 @@ from tunesmith_gateway.rest import Rest
 from tunesmith_gateway.tables import METADATA
 from tunesmith_gateway.views import FleetService
 from tunesmith_kit import migrate, rpc
+from tunesmith_kit.bus import Bus
 from tunesmith_kit.clock import SystemClock
 from tunesmith_kit.db import Database
 from tunesmith_kit.health import HttpServer
 from tunesmith_kit.host import Running, ServiceSpec
 from tunesmith_kit.settings import ServiceSettings, setting
+from tunesmith_kit.spans import SpanPublisher
 from tunesmith_kit.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -51,6 +54,7 @@ CONTRACTS = (
     external_pb2,
     records_pb2,
     metrics_pb2,
+    trace_pb2,
     blobs_pb2,
     chat_pb2,
     datasets_pb2,
@@ -94,6 +98,13 @@ async def build(settings: GatewaySettings, telemetry: Telemetry) -> Running:
         await _ensure_tokens(settings, tokens)
         authenticate = authenticator(tokens)
 
+        # It has no bus for its work: it connects once there is a span to tell of, or else does without.
+        wire = partial(
+            Bus.connect, settings.nats_url, settings.nats_token, "service/gateway", ensure_streams=False
+        )
+        spans = SpanPublisher(telemetry.recorder, "gateway", wire)
+        stack.push_async_callback(spans.stop)
+        spans.start()
         backends = Backends(_addresses(settings), settings.internal_token)
         stack.push_async_callback(backends.close)
         server = rpc.RpcServer(

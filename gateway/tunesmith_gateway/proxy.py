@@ -34,6 +34,7 @@ SERVED_BY: Mapping[str, str] = {
     "tunesmith.api.metrics.v1.LogService": "metrics",
     "tunesmith.api.metrics.v1.RecordService": "metrics",
     "tunesmith.api.metrics.v1.AlertService": "metrics",
+    "tunesmith.api.metrics.v1.TraceService": "metrics",
 }
 
 

@@ -84,11 +84,19 @@ class Rest:
         except TunesmithError:
             return "blobs" if path == "blobs" else "unknown"
 
+    def _mutates(self, method: str, path: str) -> bool:
+        """Whether the trace of a request is worth keeping."""
+        try:
+            return method != "GET" and access.mutates(transcode.match(self._routes, method, path)[0].path)
+        except TunesmithError:
+            return False
+
     async def _safe(self, request: Request, path: str) -> Response:
         try:
             with self._telemetry.span(
                 f"{request.method} /api/v1", parent=request.headers.get(rpc.TRACE_KEY), kind="server",
                 attributes={"http.request.method": request.method, "url.path": request.url.path},
+                keep=self._mutates(request.method, path),
             ):  # fmt: skip
                 return await self._answer(request, path)
         except grpc.aio.AioRpcError as error:

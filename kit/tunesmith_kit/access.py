@@ -41,6 +41,17 @@ def find(path: str) -> Rpc | None:
     return describe(found)
 
 
+@lru_cache(maxsize=1024)
+def mutates(path: str) -> bool:
+    """Whether an rpc changes something that a person asked for: it takes a request id, and is none of the
+    calls that agents and programs make again and again (reports, renewals, points)."""
+    rpc = find(path)
+    if rpc is None or "request_id" not in rpc.descriptor.input_type.fields_by_name:
+        return False
+    often = rpc.descriptor.name.startswith(("Renew", "Report", "Write"))
+    return rpc.permission != "nodes.report" and not often
+
+
 def describe(method: MethodDescriptor) -> Rpc:
     """Returns what the contract says of a method."""
     options = method.GetOptions()

@@ -22,6 +22,7 @@ from tunesmith_kit.health import HttpServer, health_app
 from tunesmith_kit.nats_server import EmbeddedNats
 from tunesmith_kit.pauses import short_pauses
 from tunesmith_kit.settings import ServiceSettings, load
+from tunesmith_kit.spans import Recorder
 from tunesmith_kit.tasks import Tasks
 from tunesmith_kit.telemetry import Telemetry, setup
 
@@ -75,6 +76,7 @@ async def start(name: str, overrides: Mapping[str, object]) -> Running:
         otlp_endpoint=settings.otlp_endpoint,
         log_format=settings.log_format,
         log_level=settings.log_level,
+        recorder=Recorder() if settings.traces else None,
     )
     running = await spec.build(settings, telemetry)
     async with contextlib.AsyncExitStack() as stack:

@@ -36,6 +36,7 @@ class Meters:
     stalls = _counter("stalls", "Attempts killed because nothing moved")
     outbox_age = _gauge("outbox_age_seconds", "Age of the oldest event not yet on the bus", "service")
     dead_letters = _counter("dead_letters", "Messages no consumer could use", "stream")
+    spans_dropped = _counter("spans_dropped", "Spans left out of traces, for the bus was away too long")
     bus_reconnects = _counter("bus_reconnects", "Times the connection to NATS came back")
     points_ingested = _counter("points_ingested", "Metric points stored")
     points_held = _counter("points_held", "Metric points sent back to wait, for their project is full")

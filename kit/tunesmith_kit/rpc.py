@@ -204,15 +204,16 @@ class _Guard(grpc.aio.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(stream, parse, handler.response_serializer)
 
     def _unary(self, path: str, handle: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        keep = access.mutates(path)
+
         async def guarded(request: Any, context: Any) -> Any:
             began, code = time.perf_counter(), "OK"
             rpc = access.find(path)
             streams_in = rpc is not None and rpc.client_streaming
             try:
                 await self._admit(path, request, context)
-                with self._telemetry.span(
-                    path.strip("/"), parent=metadata_of(context).get(TRACE_KEY), kind="server"
-                ):
+                above = metadata_of(context).get(TRACE_KEY)
+                with self._telemetry.span(path.strip("/"), parent=above, kind="server", keep=keep):
                     remaining = context.time_remaining()
                     # Long work (an import of gigabytes) brings its own deadline; a call without one ends too.
                     longest = None if streams_in else remaining or _LONGEST_UNARY_SECONDS

@@ -37,7 +37,8 @@ class ServiceSettings:
     port: int = setting(0, "gRPC port; 0: any free one")
     http_port: int = setting(-1, "port of /healthz, /readyz and /metrics; 0: any free one, -1: off")
     blobs_url: str = setting("", "blob store, a folder or s3://bucket/prefix; empty: in the data folder")
-    otlp_endpoint: str = setting("", "OTLP/HTTP address that receives traces; empty: no traces")
+    otlp_endpoint: str = setting("", "OTLP/HTTP address that receives traces; empty: none is sent")
+    traces: bool = setting(True, "keep the spans of jobs, so that page and command line can show traces")
     log_format: str = setting("json", "json for programs, text for people")
     log_level: str = setting("info", "debug, info, warning or error")
 

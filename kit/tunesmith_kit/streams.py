@@ -6,6 +6,7 @@
 | CMD     | work queue | newest are refused | a command is gone once its node took it |
 | METRICS | interest | newest are refused | an outage of ingest pushes back on the agents' spools |
 | LOGS    | interest | newest are refused | as METRICS |
+| SPANS   | 1 day | oldest go | for people to look at: a loss is a gap in a trace |
 | DEAD    | 30 days | oldest go | what no consumer could use, for people to look at |
 | KV_lease | one message a key | | leases with a time to live |
 
@@ -28,7 +29,7 @@ _SECOND = 10**9
 _DAY = 24 * 3600 * _SECOND
 _MIB = 1024 * 1024
 
-EVENTS, CMD, METRICS, LOGS, DEAD = "EVENTS", "CMD", "METRICS", "LOGS", "DEAD"
+EVENTS, CMD, METRICS, LOGS, SPANS, DEAD = "EVENTS", "CMD", "METRICS", "LOGS", "SPANS", "DEAD"
 LEASE_BUCKET = "lease"
 INGEST, LOGSTORE = "ingest", "logstore"
 
@@ -133,6 +134,14 @@ STREAMS: tuple[Stream, ...] = (
         discard="new",
         max_bytes=1024 * _MIB,
         durables=(Durable(LOGS, LOGSTORE, max_ack_pending=10_000),),
+    ),
+    Stream(
+        name=SPANS,
+        subjects=(f"{ROOT}.spans.*",),
+        retention="limits",
+        discard="old",
+        max_bytes=64 * _MIB,
+        max_age=_DAY,
     ),
     Stream(
         name=DEAD,

@@ -10,6 +10,7 @@
     tunesmith.v1.{project}.job.{job}.viewed             somebody watches a job's curves, not stored
     tunesmith.v1.fleet.node.{node}.chat.{part}        answers of models: status, task, hold; not stored
     tunesmith.v1.cmd.node.{node}.{verb}                 commands, stream CMD
+    tunesmith.v1.spans.{service}                        spans of jobs' traces, stream SPANS
     tunesmith.v1.dead.{stream}                          messages no consumer could use, stream DEAD
 
 Builders take ids only and refuse anything that could reach beyond its token (dots, wildcards, white space).
@@ -97,6 +98,11 @@ def viewed(project: str, job_id: str) -> str:
     return f"{ROOT}.{token(project, 'project')}.job.{token(job_id, 'job')}.viewed"
 
 
+def any_viewed() -> str:
+    """The same of all jobs."""
+    return f"{ROOT}.*.job.*.viewed"
+
+
 def chat_status(node: str) -> str:
     """Where a node tells what it could answer (core, not stored)."""
     return f"{ROOT}.{FLEET}.node.{token(node, 'node')}.chat.status"
@@ -120,6 +126,11 @@ def any_chat_status() -> str:
 def chat_call() -> str:
     """Where somebody asks all nodes to tell at once what they could answer (core, not stored)."""
     return f"{ROOT}.{FLEET}.chat.call"
+
+
+def spans(service: str) -> str:
+    """Subject of the finished spans of a service."""
+    return f"{ROOT}.spans.{token(service, 'service')}"
 
 
 def dead(stream: str) -> str:

@@ -126,6 +126,7 @@ def waiting_of(row: Any, job: jobs_pb2.Job) -> Waiting:
         since=_seconds(row.queued_time) or job.create_time.seconds,
         last_node=row.last_node,
         move_to=job.move.node if moved else "",
+        display_name=job.display_name,
         revision=row.revision,
         noted=(noted.reason, noted.message) if noted is not None else ("", ""),
     )
@@ -145,6 +146,7 @@ def running_of(row: Any, job: jobs_pb2.Job, attempt: AttemptRow) -> Running:
         move_to=job.move.node if moves else "",
         trained_seconds=row.trained_seconds + job.progress.training_seconds,
         epoch=attempt.epoch,
+        display_name=job.display_name,
     )
 
 

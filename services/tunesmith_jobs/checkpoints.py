@@ -13,11 +13,12 @@ from tunesmith_jobs.change import JobChange
 from tunesmith_jobs.tables import CheckpointRow, JobRow
 
 
-def commit(change: JobChange, ref: state_pb2.CheckpointRef) -> bool:
+def commit(change: JobChange, ref: state_pb2.CheckpointRef, keep: int = 0) -> bool:
     """Enters a checkpoint that lies in the blob store, lets old ones go, and tells whether it is news.
 
     Only a step beyond all earlier ones is progress that refills the budgets, and only the newest step is what
-    the job goes on from: a late report of an older checkpoint must not set it back.
+    the job goes on from: a late report of an older checkpoint must not set it back. `keep` is of an external
+    run: how many of the newest it keeps, 0 for all.
     """
     row = change.session.get(CheckpointRow, (change.row.id, ref.step))
     if row is not None and row.digest == ref.digest:
@@ -38,15 +39,45 @@ def commit(change: JobChange, ref: state_pb2.CheckpointRef) -> bool:
     if ref.step > job.checkpoint.step or not job.HasField("checkpoint"):
         change.row.progressed, change.row.infra_failures, change.row.user_errors = True, 0, 0
     if ref.step >= job.checkpoint.step:
-        job.checkpoint.CopyFrom(to_ref(row))
+        job.checkpoint.CopyFrom(_ref(change, row))
     # Said after the rules were applied: of each checkpoint one revision says one thing.
-    retain(change, silent_step=ref.step)
-    change.say("checkpoint_committed", events_pb2.CheckpointCommitted(checkpoint=to_ref(row)))
+    if job.spec.HasField("external"):
+        _retain_newest(change, keep, ref.step)
+    else:
+        retain(change, silent_step=ref.step)
+    change.say("checkpoint_committed", events_pb2.CheckpointCommitted(checkpoint=_ref(change, row)))
     return True
 
 
+def commit_external(change: JobChange, ref: state_pb2.CheckpointRef, keep: int) -> state_pb2.CheckpointRef:
+    """Enters a checkpoint of an external run, once, and returns what is there: one that a later program made
+    at the same step stays. Saves the change."""
+    row = change.session.get(CheckpointRow, (change.row.id, ref.step))
+    if (row is None or row.epoch <= ref.epoch) and commit(change, ref, keep):
+        change.save()
+    return _ref(change, change.session.get_one(CheckpointRow, (change.row.id, ref.step)))
+
+
+def let_go(change: JobChange) -> None:
+    """Lets all checkpoints of an external run go, for it is being deleted: no job begins from them."""
+    if change.job.spec.HasField("external"):
+        for row in kept(change.session, change.row.id):
+            _expire(change, row)
+
+
+def _retain_newest(change: JobChange, keep: int, silent_step: int) -> None:
+    for row in kept(change.session, change.row.id)[keep:] if keep else ():
+        if not row.pinned:
+            _expire(change, row, say=row.step != silent_step)
+
+
 def retain(change: JobChange, silent_step: int | None = None) -> None:
-    """Lets checkpoints go that no rule keeps: newest, best by evaluation, pinned, or begun from by a fork."""
+    """Lets checkpoints go that no rule keeps: newest, best by evaluation, pinned, or begun from by a fork.
+
+    Of an external run none go here: what it keeps it says with each checkpoint.
+    """
+    if change.job.spec.HasField("external"):
+        return
     rows = kept(change.session, change.row.id)
     training = change.job.spec.training
     keep = {row.step for row in rows[: 1 + training.keep_checkpoints]}
@@ -66,7 +97,7 @@ def _expire(change: JobChange, row: CheckpointRow, say: bool = True) -> None:
     row.expired = True
     change.session.add(row)
     if say:
-        change.say("checkpoint_expired", events_pb2.CheckpointExpired(checkpoint=to_ref(row)))
+        change.say("checkpoint_expired", events_pb2.CheckpointExpired(checkpoint=_ref(change, row)))
 
 
 def _forked_steps(session: Session, job_id: str) -> set[int]:
@@ -106,10 +137,10 @@ def pin(change: JobChange, step: int, unpin: bool) -> state_pb2.CheckpointRef:
     change.session.flush()
     if unpin:
         retain(change, silent_step=step)
-    change.say("checkpoint_pinned", events_pb2.CheckpointPinned(checkpoint=to_ref(row)))
+    change.say("checkpoint_pinned", events_pb2.CheckpointPinned(checkpoint=_ref(change, row)))
     if row.digest == change.job.checkpoint.digest:
         change.job.checkpoint.pinned = row.pinned
-    return to_ref(row)
+    return _ref(change, row)
 
 
 def missing(session: Session, job_id: str, step: int | None, why: str) -> FailedPrecondition:
@@ -122,6 +153,12 @@ def missing(session: Session, job_id: str, step: int | None, why: str) -> Failed
         value="" if step is None else step,
         remedy=f"there are checkpoints at steps {steps}" if steps else "wait for its first checkpoint",
     )
+
+
+def _ref(change: JobChange, row: CheckpointRow) -> state_pb2.CheckpointRef:
+    ref = to_ref(row)
+    ref.external = change.job.spec.HasField("external")
+    return ref
 
 
 def to_ref(row: CheckpointRow) -> state_pb2.CheckpointRef:

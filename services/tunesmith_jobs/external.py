@@ -15,7 +15,7 @@ from sqlmodel import col
 
 from tunesmith.api.jobs.v1 import external_pb2, jobs_pb2, spec_pb2, state_pb2
 from tunesmith.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unavailable
-from tunesmith_jobs import machine, spec
+from tunesmith_jobs import checkpoints, machine, spec
 from tunesmith_jobs.change import ACTOR, JobChange, drop_condition, save_attempt
 from tunesmith_jobs.store import Caller, change_of, draft, insert
 from tunesmith_jobs.tables import REQUESTS, AttemptRow, JobRow
@@ -30,6 +30,7 @@ LOST_AFTER = timedelta(minutes=10)
 _WRITING = "Writing"  # the condition
 _LOOK_SECONDS = 5.0
 # Each listing carries them, and each event of the run's beginning: a page of 50 stays below 5 MB.
+_LATEST_SECOND = 2**53 // 1_000_000  # microseconds are exact in a browser up to there
 _MOST_SPEC_BYTES, _MOST_PROGRESS_BYTES = 64 * 1024, 16 * 1024
 
 
@@ -105,6 +106,41 @@ class ExternalRuns:
 
         return await self._db.write(act)
 
+    async def commit(
+        self, request: external_pb2.CommitExternalCheckpointRequest, caller: Caller
+    ) -> external_pb2.CommitExternalCheckpointResponse:
+        """Enters a checkpoint whose manifest was uploaded. What an earlier program left may come late, even
+        after the run's end.
+
+        Raises:
+            FailedPrecondition: the run has no such attempt.
+        """
+
+        if not 0 <= request.create_time.seconds < _LATEST_SECOND:
+            raise InvalidArgument(
+                "FIELD_INVALID", "create_time is not between 1970 and 2255", field="create_time",
+                value=request.create_time.seconds, remedy="leave it out: it is now then",
+            )  # fmt: skip
+
+        def act(session: Session) -> external_pb2.CommitExternalCheckpointResponse:
+            change = self._external(session, request.name, caller)
+            if session.get(AttemptRow, (change.job.job_id, request.epoch)) is None:
+                raise _stale(change, request.epoch)
+            ref = state_pb2.CheckpointRef(
+                step=request.step,
+                epoch=request.epoch,
+                digest=request.digest,
+                size_bytes=request.size_bytes,
+                eval_loss=request.eval_loss if request.HasField("eval_loss") else None,
+            )
+            if request.HasField("create_time"):
+                ref.create_time.CopyFrom(request.create_time)
+            entered = checkpoints.commit_external(change, ref, request.keep)
+            return external_pb2.CommitExternalCheckpointResponse(checkpoint=entered)
+
+        answer = external_pb2.CommitExternalCheckpointResponse
+        return await self._db.write(lambda s: once(s, REQUESTS, caller.name, request, lambda: act(s), answer))
+
     async def finish(
         self, request: external_pb2.FinishExternalRunRequest, caller: Caller
     ) -> external_pb2.FinishExternalRunResponse:
@@ -125,9 +161,7 @@ class ExternalRuns:
         answer = external_pb2.FinishExternalRunResponse
         return await self._db.write(lambda s: once(s, REQUESTS, caller.name, request, lambda: act(s), answer))
 
-    def _attempt(
-        self, session: Session, name: str, epoch: int, caller: Caller
-    ) -> tuple[JobChange, AttemptRow]:
+    def _external(self, session: Session, name: str, caller: Caller) -> JobChange:
         change = change_of(session, name, caller, self._clock.now())
         if not change.job.spec.HasField("external"):
             raise FailedPrecondition(
@@ -137,6 +171,12 @@ class ExternalRuns:
                 value=change.job.display_name,
                 remedy="name a run that tunesmith.init began",
             )
+        return change
+
+    def _attempt(
+        self, session: Session, name: str, epoch: int, caller: Caller
+    ) -> tuple[JobChange, AttemptRow]:
+        change = self._external(session, name, caller)
         row = session.get(AttemptRow, (change.job.job_id, epoch))
         if row is None or epoch != change.job.epoch:
             raise _stale(change, epoch)

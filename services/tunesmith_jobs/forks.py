@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from sqlalchemy.orm import Session
 
 from tunesmith.api.jobs.v1 import events_pb2, jobs_pb2, spec_pb2, state_pb2, verbs_pb2
-from tunesmith.errors import InvalidArgument
+from tunesmith.errors import FailedPrecondition, InvalidArgument
 from tunesmith_jobs import checkpoints, spec
 from tunesmith_jobs.store import Caller, change_of, draft, insert
 from tunesmith_jobs.tables import REQUESTS, CheckpointRow
@@ -58,6 +58,15 @@ def _child(
     caller: Caller,
     now: datetime,
 ) -> jobs_pb2.Job:
+    if parent.spec.HasField("external"):
+        raise FailedPrecondition(
+            "CHECKPOINT_EXTERNAL",
+            "no job can go on from a checkpoint of a program that the platform did not start",
+            field="name",
+            value=parent.display_name,
+            remedy="tunesmith.init(resume=…) goes on in a program of your own; of an adapter or a model "
+            "`tunesmith models register job:RUN` makes a version",
+        )
     origin = _origin(session, parent, request.step if request.HasField("step") else None)
     edited = spec_pb2.JobSpec()
     edited.CopyFrom(parent.spec)

@@ -50,6 +50,7 @@ async def build(settings: JobsSettings, telemetry: Telemetry) -> Running:
     bus = await Bus.connect(
         settings.nats_url, settings.nats_token, "service/jobs", num_replicas=settings.num_replicas
     )
+    spans = telemetry.publish(bus)
 
     store, fleet, signal = JobStore(db, clock), FleetStore(db, clock), CommitSignal(db)
     verbs, forks, reports = Verbs(db, clock), Forks(db, clock), Reports(db, clock)
@@ -58,7 +59,7 @@ async def build(settings: JobsSettings, telemetry: Telemetry) -> Running:
     await watcher.start()
     tasks.spawn("outbox", OutboxRelay(db, bus, OUTBOX, "jobs").run)
     tasks.spawn("figures", Figures(db).run)
-    tasks.spawn("scheduler", Scheduler(db, clock).run)
+    tasks.spawn("scheduler", Scheduler(db, clock, telemetry).run)
     tasks.spawn("leases", LeaseMonitor(fleet, watcher, clock).run)
     tasks.spawn("faults", FaultMonitor(db, bus, clock).run)
     tasks.spawn("departures", Departures(db, fleet, clock).run)
@@ -94,6 +95,7 @@ async def build(settings: JobsSettings, telemetry: Telemetry) -> Running:
         await server.stop()
         await heard.stop()
         await tasks.stop()
+        await spans.stop()
         await bus.close()
         await db.close()
 

@@ -34,6 +34,7 @@ class Waiting:
     last_node: str = ""
     move_to: str = ""
     avoid: frozenset[str] = frozenset()
+    display_name: str = field(default="", compare=False)
     revision: int = field(default=0, compare=False)
     noted: tuple[str, str] = field(default=("", ""), compare=False)  # reason and message its condition says
 

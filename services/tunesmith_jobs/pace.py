@@ -2,12 +2,12 @@
 
 from statistics import median
 
-from sqlalchemy import select
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
 from tunesmith.api.jobs.v1 import jobs_pb2, spec_pb2
-from tunesmith_jobs.tables import JobRow
+from tunesmith_jobs.tables import AttemptRow, JobRow
 
 _NEWEST = 200  # jobs of the project that are looked at: 20 ms
 _ENOUGH = 9  # jobs alike, of which the median is taken
@@ -19,9 +19,11 @@ def seconds_per_row(session: Session, project: str, spec: spec_pb2.JobSpec) -> t
 
     Without any it is (0, 0). Forked jobs do not count: part of their steps were their parents'.
     """
+    external = exists().where(col(AttemptRow.job_id) == col(JobRow.id), col(AttemptRow.node) == "")
     query = (
         select(col(JobRow.trained_seconds), col(JobRow.body))
         .where(col(JobRow.project) == project, col(JobRow.deleted).is_(False), col(JobRow.parent_id) == "")
+        .where(~external)  # they say nothing of our pace, and there may be thousands
         .order_by(col(JobRow.id).desc())
         .limit(_NEWEST)
     )

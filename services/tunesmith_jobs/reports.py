@@ -10,7 +10,7 @@ from sqlmodel import col
 from tunesmith.api.jobs.v1 import events_pb2, state_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
 from tunesmith.errors import FailedPrecondition
-from tunesmith_jobs import checkpoints, machine, moves, tasks
+from tunesmith_jobs import checkpoints, losses, machine, moves, tasks
 from tunesmith_jobs.change import JobChange, save_attempt
 from tunesmith_jobs.ending import end_attempt, not_identical
 from tunesmith_jobs.store import find
@@ -148,6 +148,8 @@ def _take_over(
 ) -> bool:
     """Applies a report to job and attempt; tells whether anything changed."""
     job, changed = change.job, False
+    last = state_pb2.Progress()
+    last.CopyFrom(job.progress)
     if request.HasField("progress"):
         _take_progress(change, row, request.progress, mttf)
         changed = True
@@ -162,8 +164,20 @@ def _take_over(
         state_pb2.Attempt.FromString(row.body).state, request.state
     ):
         _advance(change, row, request)
+        if request.state == state_pb2.ATTEMPT_STATE_RUNNING:
+            _count_loss(change, row, last)
         changed = True
     return changed
+
+
+def _count_loss(change: JobChange, row: AttemptRow, last: state_pb2.Progress) -> None:
+    """Adds to the job what faults have cost until this attempt began to train."""
+    attempt = state_pb2.Attempt.FromString(row.body)
+    attempt.lost_seconds = losses.seconds_lost(change.session, row, last, attempt)
+    if attempt.lost_seconds:
+        change.job.lost_seconds += attempt.lost_seconds
+        row.body = attempt.SerializeToString()
+        change.session.add(row)
 
 
 def _take_progress(
@@ -188,17 +202,20 @@ def young_daly(cost_seconds: float, mttf_seconds: float) -> float:
 def _take_origin(change: JobChange, row: AttemptRow, request: nodes_pb2.ReportAttemptRequest) -> bool:
     """Takes over where the trainer began and what differs from before; tells whether that is news."""
     attempt = state_pb2.Attempt.FromString(row.body)
-    before = attempt.SerializeToString()
+    before = attempt.SerializeToString(deterministic=True)
     if request.HasField("resumed_step"):
         attempt.resumed_step = request.resumed_step
     if request.resumed_from:
         attempt.resumed_from = request.resumed_from
     news = [item for item in request.drift if item not in attempt.drift]
     attempt.drift.extend(news)
+    if request.environment:
+        attempt.environment.clear()
+        attempt.environment.update(request.environment)
     if news:
         change.say("drifted", events_pb2.AttemptDrifted(drift=news), epoch=row.epoch)
         not_identical(change, news)
-    row.body = attempt.SerializeToString()
+    row.body = attempt.SerializeToString(deterministic=True)
     change.session.add(row)
     return row.body != before
 

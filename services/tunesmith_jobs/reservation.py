@@ -7,6 +7,8 @@ for, and the next pass looks again: so the scheduler can be part of no deadlock.
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import func, select
@@ -24,9 +26,21 @@ from tunesmith_jobs.placement import Blocked, Placement, Preemption
 from tunesmith_jobs.room import Room, Running
 from tunesmith_jobs.stopping import stop_attempt
 from tunesmith_jobs.tables import REVISION, AttemptRow, JobRow, NodeRow, QuotaRow, holds, members
-from tunesmith_kit.clock import Clock
+from tunesmith_kit.clock import Clock, utc
 
 T = TypeVar("T", JobRow, NodeRow, QuotaRow)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A job that was given a node: since when it had waited."""
+
+    job: str
+    epoch: int
+    node: str
+    traceparent: str
+    since: datetime
+    until: datetime
 
 
 class Reservations:
@@ -35,26 +49,25 @@ class Reservations:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
 
-    def place(self, session: Session, placements: Sequence[Placement]) -> int:
-        """Starts an attempt for each placement that still holds; returns how many did."""
+    def place(self, session: Session, placements: Sequence[Placement]) -> list[Placed]:
+        """Starts an attempt for each placement that still holds; returns those that did."""
         _lock_revisions(session)
         jobs = _locked(session, JobRow, col(JobRow.id), [p.job.job_id for p in placements])
         names = sorted({node for placement in placements for node in placement.nodes})
         nodes = _Nodes(session, names)
         limits = _Limits(session, {placement.job.project for placement in placements})
-        num_placed = 0
+        placed = []
         with session.no_autoflush:  # all rows are at hand: they are written together, at the end
             for placement in placements:
                 row = jobs.get(placement.job.job_id)
                 if row is None or row.state != machine.QUEUED or row.revision != placement.job.revision:
                     continue
                 if all(nodes.fit(placement, name) for name in placement.nodes) and limits.allow(placement):
-                    self._start(session, row, placement, nodes)
-                    num_placed += 1
+                    placed.append(self._start(session, row, placement, nodes))
             nodes.save(session, self._clock)
-        return num_placed
+        return placed
 
-    def _start(self, session: Session, row: JobRow, placement: Placement, nodes: "_Nodes") -> None:
+    def _start(self, session: Session, row: JobRow, placement: Placement, nodes: "_Nodes") -> Placed:
         change = JobChange(session, row, ACTOR, self._clock.now())
         change.job.epoch += 1
         drop_condition(change.job.conditions, "Scheduled")
@@ -65,7 +78,9 @@ class Reservations:
         session.add(attempt)
         change.move(machine.Outcome(machine.STARTING))
         assign(change, attempt)
-        change.save()
+        job = change.save()
+        since = utc(row.queued_time) if row.queued_time is not None else change.now
+        return Placed(job.name, attempt.epoch, attempt.node, job.traceparent, since, change.now)
 
     def preempt(self, session: Session, preemption: Preemption) -> bool:
         """Stops the victims with a checkpoint, all or none; they are queued again when they have ended."""

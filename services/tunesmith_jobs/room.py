@@ -40,6 +40,7 @@ class Running:
     move_to: str = ""
     trained_seconds: float = field(default=0.0, compare=False)
     epoch: int = 0
+    display_name: str = field(default="", compare=False)
 
     @property
     def num_gpus(self) -> int:

@@ -18,11 +18,11 @@ from tunesmith_jobs.assignment import assign
 from tunesmith_jobs.census import Census
 from tunesmith_jobs.change import ACTOR, JobChange
 from tunesmith_jobs.placement import Decision, decide
-from tunesmith_jobs.reservation import Reservations
+from tunesmith_jobs.reservation import Placed, Reservations
 from tunesmith_jobs.tables import AttemptRow, JobRow
 from tunesmith_kit.clock import Clock, utc
 from tunesmith_kit.db import Database
-from tunesmith_kit.telemetry import METRICS
+from tunesmith_kit.telemetry import METRICS, Telemetry
 from tunesmith_kit.watch import CommitSignal
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,8 @@ _MEETING = (state_pb2.ATTEMPT_STATE_LAUNCHING, state_pb2.ATTEMPT_STATE_READY)
 class Scheduler:
     """Runs passes whenever something was committed, and at least each second."""
 
-    def __init__(self, db: Database, clock: Clock) -> None:
-        self._db, self._clock = db, clock
+    def __init__(self, db: Database, clock: Clock, telemetry: Telemetry | None = None) -> None:
+        self._db, self._clock, self._telemetry = db, clock, telemetry
         self._signal = CommitSignal(db)
         self._census, self._reservations = Census(clock), Reservations(clock)
         self._decide_at = self._redelivered_at = float("-inf")
@@ -94,7 +94,9 @@ class Scheduler:
     async def _apply(self, decision: Decision) -> int:
         reservations, num_placed = self._reservations, 0
         for batch in _batches(decision.placements):
-            num_placed += await self._db.write(lambda session, b=batch: reservations.place(session, b))  # type: ignore[misc]
+            placed = await self._db.write(lambda session, b=batch: reservations.place(session, b))  # type: ignore[misc]
+            self._trace(placed)
+            num_placed += len(placed)
         for preemption in decision.preemptions:
             await self._db.write(lambda session, p=preemption: reservations.preempt(session, p))  # type: ignore[misc]
         news = [b for b in decision.blocked if (b.reason, b.message) != b.job.noted]
@@ -105,6 +107,16 @@ class Scheduler:
         elif len(news) > _NOTES:
             self._decide_at = self._clock.monotonic() + _NOTES_SECONDS
         return num_placed
+
+    def _trace(self, placed: Sequence[Placed]) -> None:
+        """Enters how long each job had waited into its trace."""
+        for each in placed if self._telemetry is not None else ():
+            attributes: dict[str, int | str] = {"attempt": each.epoch, "node": each.node}
+            assert self._telemetry is not None
+            self._telemetry.record_span(
+                "queued", each.since, each.until,
+                parent=each.traceparent, job=each.job, attributes=attributes,
+            )  # fmt: skip
 
     async def _expire(self) -> None:
         for due in list(self._census.deadlines.due()):

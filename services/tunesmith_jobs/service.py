@@ -170,6 +170,11 @@ class ExternalRunService(external_pb2_grpc.ExternalRunServiceServicer):
     ) -> external_pb2.RenewExternalRunResponse:
         return await self._runs.renew(request, _caller())
 
+    async def CommitExternalCheckpoint(
+        self, request: external_pb2.CommitExternalCheckpointRequest, context: Context
+    ) -> external_pb2.CommitExternalCheckpointResponse:
+        return await self._runs.commit(request, _caller())
+
     async def FinishExternalRun(
         self, request: external_pb2.FinishExternalRunRequest, context: Context
     ) -> external_pb2.FinishExternalRunResponse:

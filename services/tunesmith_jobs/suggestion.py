@@ -110,7 +110,7 @@ def _priority(picture: Picture, job: Waiting) -> Iterator[Proposal]:
         yield Proposal(
             "spec.resources.priority",
             str(level + 1),
-            f"raise its priority above {level}: `tunesmith update {job.job_id} --priority {level + 1}`",
+            f"raise its priority above {level}: `tunesmith update {_called(job)} --priority {level + 1}`",
             picture.with_job(replace(job, priority=level + 1)),
         )
 
@@ -129,9 +129,18 @@ def _end_other(picture: Picture, job: Waiting) -> Iterator[Proposal]:
         yield Proposal(
             f"projects/{other.project}/jobs/{other.job_id}",
             "PAUSE",
-            f"free the slot of job {other.job_id}: `tunesmith pause {other.job_id}`",
+            f"free the slot of job {_called(other)}: `tunesmith {_aside(job, other)}pause {_called(other)}`",
             replace(picture, running=running),
         )
+
+
+def _called(job: Waiting | Running) -> str:
+    return job.display_name or job.job_id
+
+
+def _aside(job: Waiting, other: Running) -> str:
+    """The option without which a command looks for another project's job in the wrong place."""
+    return "" if other.project == job.project else f"--project {other.project} "
 
 
 def _asking(

@@ -150,6 +150,7 @@ class Verbs:
                     "deleted",
                     "cancel it first: `tunesmith cancel JOB --wait`",
                 )
+            checkpoints.let_go(change)
             change.job.delete_time.FromDatetime(change.now)
             change.say("deleted", events_pb2.JobDeleted())
             change.save()

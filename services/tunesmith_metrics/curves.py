@@ -9,7 +9,9 @@ import asyncio
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +27,7 @@ from tunesmith_metrics.tables import METRIC_KEYS, REVISION, SUMMARIES
 T = TypeVar("T")
 _PAGE_BYTES = 4 * 1024 * 1024  # of what was stored since
 _GROUP_POINTS = 2_000_000  # curves read in one go; some 40 bytes a point
+_TOGETHER = 10  # jobs in one session: it and its first question cost as much as a curve that is there
 _SHARED = ("steps", "times_us", "epochs", "ranks")
 _Array = NDArray[Any]
 
@@ -80,6 +83,7 @@ class Curves:
     def __init__(self, db: Database, max_bytes: int) -> None:
         self._db, self._max_bytes = db, max_bytes
         self._jobs: OrderedDict[str, _Kept] = OrderedDict()
+        self._size = 0
         self._turns: dict[str, tuple[asyncio.Lock, list[None]]] = {}
         self._lock = threading.Lock()
 
@@ -87,18 +91,32 @@ class Curves:
     def size(self) -> int:
         """Bytes of all curves kept."""
         with self._lock:
-            return sum(kept.size for kept in self._jobs.values())
+            return self._size
 
     def forget(self, job_id: str) -> None:
         """Drops what is kept of a job."""
         with self._lock:
-            self._jobs.pop(job_id, None)
+            gone = self._jobs.pop(job_id, None)
+            self._size -= gone.size if gone else 0
 
     async def visit(self, project: str, job_id: str, work: Callable[[Reader], T]) -> tuple[T, int]:
         """Runs `work` in a thread over the curves of a job and returns what it returned, with the revision up
         to which they are complete. A job of another project has none."""
         async with _Turn(self._turns, job_id):
             return await self._db.read(lambda session: self._visit(session, project, job_id, work))
+
+    async def visit_each(
+        self, jobs: Sequence[tuple[str, str]], work: Callable[[Reader], T]
+    ) -> AsyncIterator[tuple[T, int]]:
+        """The same for many jobs (project and id), in their order, some at a time."""
+        for start in range(0, len(jobs), _TOGETHER):
+            some = jobs[start : start + _TOGETHER]
+            async with AsyncExitStack() as turns:
+                for job_id in sorted({job_id for _, job_id in some}):  # so that no two wait for each other
+                    await turns.enter_async_context(_Turn(self._turns, job_id))
+                found = await self._db.read(partial(self._visit_all, some, work))
+            for each in found:
+                yield each
 
     async def each(
         self, project: str, job_id: str, keys: Iterable[str] | None
@@ -112,6 +130,11 @@ class Curves:
             for key, curve in found:
                 yield key, curve
             wanted = wanted[len(some) :]
+
+    def _visit_all(
+        self, jobs: Sequence[tuple[str, str]], work: Callable[[Reader], T], session: Session
+    ) -> list[tuple[T, int]]:
+        return [self._visit(session, project, job_id, work) for project, job_id in jobs]
 
     def _visit(
         self, session: Session, project: str, job_id: str, work: Callable[[Reader], T]
@@ -132,25 +155,28 @@ class Curves:
         with self._lock:
             kept = self._jobs.get(job_id)
             if kept is None or kept.revision > revision:  # newer than the store: a backup was restored
+                self._size -= kept.size if kept else 0
                 kept = self._jobs[job_id] = _Kept(revision)
             kept.busy = True
             return kept
 
     def _keep(self, job_id: str, kept: _Kept) -> None:
         """Lets go what was not used for longest, but nothing of other jobs that are being read."""
-        kept.size = _size(kept.curves.values())
         with self._lock:
             if self._jobs.get(job_id) is not kept:
                 return  # deleted meanwhile
             self._jobs.move_to_end(job_id)
-            excess = sum(each.size for each in self._jobs.values()) - self._max_bytes
+            before, kept.size = kept.size, _size(kept.curves.values())
+            self._size += kept.size - before
+            if self._size <= self._max_bytes:
+                return
             for name, old in list(self._jobs.items()):
-                if excess <= 0:
-                    return
                 if not old.busy or old is kept:
-                    excess -= _drop(old, excess)
+                    self._size -= _drop(old, self._size - self._max_bytes)
                 if not old.curves and old is not kept:
                     del self._jobs[name]
+                if self._size <= self._max_bytes:
+                    return
 
 
 def _drop(kept: _Kept, excess: int) -> int:

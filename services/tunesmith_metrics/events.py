@@ -57,7 +57,7 @@ def read_batch(delivery: Delivery) -> tuple[Rank, events_pb2.MetricBatch]:
     for matrix in batch.matrices:
         num_records += _num_records(matrix, len(batch.keys), delivery)
     for value in batch.rich:
-        if problem := _rich_problem(value, len(batch.keys)):
+        if problem := rich_problem(value, len(batch.keys)):
             raise _malformed(problem, delivery)
     if num_records == 0 or num_records != batch.num_records:
         raise _malformed(f"num_records is {batch.num_records}, but there are {num_records}", delivery)
@@ -87,8 +87,8 @@ def _num_records(matrix: events_pb2.MetricMatrix, num_keys: int, delivery: Deliv
     return rows
 
 
-def _rich_problem(value: events_pb2.RichValue, num_keys: int) -> str:
-    """What is wrong with a rich value."""
+def rich_problem(value: events_pb2.RichValue, num_keys: int) -> str:
+    """What is wrong with a rich value; empty: nothing."""
     kind = value.WhichOneof("value")
     if value.key_index >= num_keys:
         return "a value names a key that is not there"

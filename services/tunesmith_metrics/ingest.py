@@ -19,7 +19,7 @@ from tunesmith_kit.db import Database
 from tunesmith_kit.streams import INGEST, LOGS, LOGSTORE, METRICS
 from tunesmith_kit.telemetry import METRICS as METERS
 from tunesmith_metrics import store
-from tunesmith_metrics.events import Rank, announce, read_batch, read_chunk
+from tunesmith_metrics.events import Rank, Watermark, announce, read_batch, read_chunk
 from tunesmith_metrics.keys import KeyRing
 from tunesmith_metrics.retention import Retention
 
@@ -50,30 +50,41 @@ class Ingest:
         return self._retention.full(project)
 
     async def take(
-        self, who: Rank, batch: events_pb2.MetricBatch | None, chunk: events_pb2.LogChunk | None
-    ) -> None:
-        """Stores what a program sent itself, in one transaction, each part of it once.
+        self,
+        who: Rank,
+        batches: Sequence[events_pb2.MetricBatch],
+        chunk: events_pb2.LogChunk | None,
+        check: Callable[[Session], None],
+    ) -> Watermark:
+        """Stores what a program sent itself, in one transaction, each part of it once, and tells how far all
+        is stored. Batches come in order; `check` raises what speaks against it.
 
         Raises:
             InvalidArgument: the job belongs to another project.
         """
 
-        def work(session: Session) -> tuple[int, int]:
-            points = lines = 0
-            if batch is not None:
-                stored = self._add_batches(session, [(who, batch, batch.SerializeToString())])
+        begun = False
+
+        def work(session: Session) -> tuple[int, int, Watermark]:
+            nonlocal begun
+            check(session)  # here, for a transaction of its own costs as much as all the rest
+            begun, points, lines = True, 0, 0
+            if batches:
+                stored = self._add_batches(session, [(who, one, one.SerializeToString()) for one in batches])
                 points = _all_of(stored)
             if chunk is not None:
                 lines = _all_of(store.add_chunks(session, [(who, chunk, chunk.SerializeToString())]))
-            return points, lines
+            return points, lines, store.watermark(session, who)
 
         try:
-            points, lines = await self._db.write(work)
+            points, lines, mark = await self._db.write(work)
         except BaseException:
-            self._ring.forget()
+            if begun:
+                self._ring.forget()
             raise
         METERS.points_ingested.inc(points)
         METERS.log_lines_ingested.inc(lines)
+        return mark
 
     def busy(self) -> bool:
         """Whether so much waits to be stored that other work on the store should wait too."""

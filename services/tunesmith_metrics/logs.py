@@ -185,10 +185,12 @@ class _Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Lines of a page, oldest first. `cursor` leads to the next page; empty when there is none."""
+    """Lines of a page, oldest first. `cursor` leads to the next page; empty when there is none. `before`
+    leads the other way, from the line that was found first; empty without lines."""
 
     lines: list[metrics_pb2.LogLine]
     cursor: str
+    before: str
 
 
 def query(session: Session, job_id: str, wanted: Filter, *, page_size: int, cursor: str, tail: bool) -> Page:
@@ -201,26 +203,28 @@ def query(session: Session, job_id: str, wanted: Filter, *, page_size: int, curs
     back = tail if after is None else after.back
     lines: list[metrics_pb2.LogLine] = []
     size = scanned = 0
-    last = after
+    last, before = after, ""
     for row in _chunks(session, job_id, wanted, after, back):
         for line in _in_order(wanted.lines(row.payload), back):
             if _is_before(row, line, after):
                 continue
             if len(lines) == page_size or size > _MAX_RESPONSE_BYTES:
-                return _page(lines, last)
+                return _page(lines, before, last)
             lines.append(line)
-            last = _Cursor(back, row.epoch, row.sort_us, row.rank, row.offset, line.offset)
+            place = (row.epoch, row.sort_us, row.rank, row.offset, line.offset)
+            before, last = before or str(_Cursor(not back, *place)), _Cursor(back, *place)
             size += len(line.text) + _LINE_OVERHEAD
         scanned += len(row.payload)
         if scanned > _MAX_SCAN_BYTES:
             beyond = row.offset - 1 if back else row.offset + row.num_bytes
-            return _page(lines, _Cursor(back, row.epoch, row.sort_us, row.rank, row.offset, beyond))
-    return _page(lines, None, back)
+            place = (row.epoch, row.sort_us, row.rank, row.offset, beyond)
+            return _page(lines, before, _Cursor(back, *place))
+    return _page(lines, before, None, back)
 
 
-def _page(lines: list[metrics_pb2.LogLine], last: _Cursor | None, back: bool = False) -> Page:
+def _page(lines: list[metrics_pb2.LogLine], before: str, last: _Cursor | None, back: bool = False) -> Page:
     back = last.back if last is not None else back
-    return Page(lines[::-1] if back else lines, str(last) if last is not None else "")
+    return Page(lines[::-1] if back else lines, str(last) if last is not None else "", before)
 
 
 def _in_order(lines: Iterator[metrics_pb2.LogLine], back: bool) -> Iterator[metrics_pb2.LogLine]:

@@ -58,8 +58,12 @@ class LogService(metrics_pb2_grpc.LogServiceServicer):
                 cursor=cursor,
                 tail=request.tail,
             )
-            token = names.page_token(request.parent, page.cursor) if page.cursor else ""
-            return metrics_pb2.QueryLogsResponse(lines=page.lines, next_page_token=token, revision=revision)
+            return metrics_pb2.QueryLogsResponse(
+                lines=page.lines,
+                next_page_token=names.page_token(request.parent, page.cursor) if page.cursor else "",
+                previous_page_token=names.page_token(request.parent, page.before) if page.before else "",
+                revision=revision,
+            )
 
         return await self._db.read(read)
 

@@ -10,6 +10,8 @@ from tunesmith.api.metrics.v1 import (
     metrics_pb2_grpc,
     records_pb2,
     records_pb2_grpc,
+    trace_pb2,
+    trace_pb2_grpc,
 )
 from tunesmith_kit import migrate
 from tunesmith_kit.bus import Bus
@@ -34,6 +36,7 @@ from tunesmith_metrics.runs import JobEvents
 from tunesmith_metrics.runtable import Tables
 from tunesmith_metrics.service import MetricsService
 from tunesmith_metrics.tables import METADATA
+from tunesmith_metrics.traceservice import SpanEvents, TraceService
 from tunesmith_metrics.viewers import Viewers
 
 
@@ -72,8 +75,10 @@ async def build(settings: MetricsSettings, telemetry: Telemetry) -> Running:
     )
     keeper = Retention(db, Policy(settings.max_points, settings.max_keys_per_job, settings.keep_days))
     await keeper.refresh()
+    spans = telemetry.publish(bus)
     signal, viewers, ingest, tasks = CommitSignal(db), Viewers(bus), Ingest(db, bus, keeper), Tasks()
     await ingest.start()
+    await viewers.start()
     tasks.spawn("viewers", viewers.run)
     tasks.spawn("retention", keeper.run)
     tasks.spawn("compaction", Compactor(db, safe_revision, ingest.busy).run)
@@ -83,6 +88,7 @@ async def build(settings: MetricsSettings, telemetry: Telemetry) -> Running:
         db, signal, viewers, curves, Tables(settings.run_table_bytes), Housekeeping(db, bus, keeper)
     )
     await JobEvents(db, forget, curves.forget).start(bus)
+    await SpanEvents(db).start(bus)
     alerts = Alerts(db, signal, settings.webhook_private)
     await alerts.start(bus, tasks)
     server = RpcServer(
@@ -91,12 +97,13 @@ async def build(settings: MetricsSettings, telemetry: Telemetry) -> Running:
         [
             (metrics_pb2_grpc.add_MetricsServiceServicer_to_server, metrics),
             (metrics_pb2_grpc.add_LogServiceServicer_to_server, LogService(db, signal)),
-            (records_pb2_grpc.add_RecordServiceServicer_to_server, RecordService(db, ingest)),
+            (records_pb2_grpc.add_RecordServiceServicer_to_server, RecordService(db, ingest, viewers)),
             (alerts_pb2_grpc.add_AlertServiceServicer_to_server, alerts.service),
+            (trace_pb2_grpc.add_TraceServiceServicer_to_server, TraceService(db)),
         ],
         names=[
             each.full_name
-            for module in (metrics_pb2, records_pb2, alerts_pb2)
+            for module in (metrics_pb2, records_pb2, alerts_pb2, trace_pb2)
             for each in module.DESCRIPTOR.services_by_name.values()
         ],
     )
@@ -107,6 +114,7 @@ async def build(settings: MetricsSettings, telemetry: Telemetry) -> Running:
         await ingest.stop()
         await alerts.stop()
         await tasks.stop()
+        await spans.stop()
         await bus.close()
         await db.close()
 

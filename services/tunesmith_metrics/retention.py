@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from tunesmith.errors import TunesmithError
 from tunesmith_kit.db import Database, next_revision
+from tunesmith_metrics import traces
 from tunesmith_metrics.rows import remove, upsert
 from tunesmith_metrics.tables import (
     CHUNKS,
@@ -29,6 +30,7 @@ from tunesmith_metrics.tables import (
 log = logging.getLogger(__name__)
 
 _DAY_US = 24 * 3600 * 1_000_000
+_HOUR_US = 3600 * 1_000_000
 _LATE_DAYS = 90  # longer than any agent keeps a spool of a job that is gone
 _PAUSE_SECONDS = 5.0
 _SWEEP_SECONDS = 3600.0
@@ -125,11 +127,11 @@ def forget(session: Session, job_id: str) -> int:
     """
     next_revision(session, REVISION)
     upsert(session, FORGOTTEN, [{"job": job_id, "time_us": time.time_ns() // 1000}])
-    gone = 0
+    gone, trace_ids = 0, traces.traces_of(session, job_id)
     for table in METADATA.sorted_tables:
         if "job_id" in table.c:
             gone += remove(session, delete(table).where(table.c.job_id == job_id))
-    return gone
+    return gone + traces.drop(session, trace_ids)
 
 
 def forgotten(session: Session, job_ids: Collection[str]) -> frozenset[str]:
@@ -214,6 +216,7 @@ class Retention:
             gone += len(jobs)
         late = delete(FORGOTTEN).where(FORGOTTEN.c.time_us < now_us - _LATE_DAYS * _DAY_US)
         await self._db.write(lambda session: session.execute(late))
+        await self._db.write(lambda session: traces.expire(session, now_us - _HOUR_US))
         if gone:
             await reclaim(self._db)
         return gone

@@ -18,6 +18,7 @@ from tunesmith_kit.bus import Bus, Consumer, Delivery
 from tunesmith_kit.consumer import Rejected
 from tunesmith_kit.db import Database, next_revision
 from tunesmith_kit.streams import EVENTS
+from tunesmith_metrics import traces
 from tunesmith_metrics.retention import forgotten
 from tunesmith_metrics.tables import REVISION, RUNS
 
@@ -101,6 +102,7 @@ def _note(session: Session, project: str, job_id: str, event: events_pb2.JobEven
         session.execute(insert(RUNS).values(job_id=job_id, **row))
     else:
         session.execute(update(RUNS).where(RUNS.c.job_id == job_id).values(row))
+    traces.learn(session, job_id, event.traceparent)
 
 
 def _said(event: events_pb2.JobEvent) -> dict[str, Any]:

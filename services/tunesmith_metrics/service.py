@@ -79,8 +79,11 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
         def draw(reader: Reader) -> list[metrics_pb2.Series]:
             return response.series(wanted, reader, request.keys) if wanted.axis_of(reader).usable else []
 
-        for name, project, job_id in jobs:
-            found, revision = await self._curves.visit(project, job_id, draw)
+        named = iter(jobs)
+        async for found, revision in self._curves.visit_each(
+            [(project, job_id) for _, project, job_id in jobs], draw
+        ):
+            name, *_ = next(named)
             answer.revision = min(answer.revision or revision, revision)
             if found:
                 answer.jobs.add(job=name, series=found)

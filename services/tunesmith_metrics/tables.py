@@ -215,3 +215,31 @@ NODE_SERIES = Table(
     Column("num_points", Integer, nullable=False),
     Column("payload", LargeBinary, nullable=False),
 )
+
+# Spans of traces (`payload` is a TraceSpan). `job_id` is empty where the sender did not know it, as of the
+# request that makes a job.
+SPANS = Table(
+    "spans",
+    METADATA,
+    Column("trace_id", String(32), primary_key=True),
+    Column("span_id", String(16), primary_key=True),
+    Column("job_id", String(72), nullable=False),
+    Column("name", String(256), nullable=False),
+    Column("start_ns", BigInteger, nullable=False),
+    Column("stored_us", BigInteger, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Index("ix_spans_job", "job_id"),
+    Index("ix_spans_stored", "stored_us"),
+)
+
+# The trace of each job: the span in which it was made, below which its work hangs. A program may make many
+# jobs in one trace.
+JOB_TRACES = Table(
+    "job_traces",
+    METADATA,
+    Column("job_id", String(72), primary_key=True),
+    Column("trace_id", String(32), nullable=False),
+    Column("span_id", String(16), nullable=False),
+    Column("num_left_out", BigInteger, nullable=False),
+    Index("ix_job_traces_trace", "trace_id"),
+)

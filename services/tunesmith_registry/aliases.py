@@ -4,7 +4,7 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from tunesmith.api.registry.v1 import events_pb2, models_pb2
-from tunesmith.errors import InvalidArgument, NotFound
+from tunesmith.errors import FailedPrecondition, InvalidArgument, NotFound
 from tunesmith_kit import subjects
 from tunesmith_registry import versions
 from tunesmith_registry.change import Caller, say
@@ -35,6 +35,26 @@ def named(session: Session, project: str, found: list[models_pb2.ModelVersion]) 
     for version in found:
         del version.aliases[:]
         version.aliases.extend(alias for alias, number in known.items() if number == version.version)
+
+
+def expect(session: Session, project: str, model_id: str, alias: str, seen: str, wanted: int = 0) -> None:
+    """Makes sure that an alias names what a caller saw (a number, or `none`; empty: anything), unless it
+    names already what it should.
+
+    Raises:
+        FailedPrecondition: it was moved since.
+    """
+    number = number_of(session, project, model_id, alias)
+    if not seen or number == wanted or (str(number) if number else "none") == seen:
+        return
+    now = f"names version {number} by now" if number else "was taken away"
+    raise FailedPrecondition(
+        "REVISION_STALE",
+        f"the alias {alias} {now}",
+        field="expected_version",
+        value=seen,
+        remedy="look at the model again and repeat the change",
+    )
 
 
 def point(

@@ -69,11 +69,14 @@ class JobEvents:
         if kind == "created" and event.created.spec.HasField("external"):
             return  # a program that runs already: it has no inputs of ours
         if kind == "created":
-            damage = await asyncio.to_thread(_checkpoint_error, self._blobs, event.created)
-            pinned = await inputs.pin(self._db, self._blobs, project, event.created.spec)
-            await self._db.write(
-                lambda session: self._check_inputs(session, project, job_id, event, damage, pinned)
-            )
+            with self._telemetry.span(
+                "check_inputs", parent=event.traceparent, kind="consumer", job=event.job
+            ):
+                damage = await asyncio.to_thread(_checkpoint_error, self._blobs, event.created)
+                pinned = await inputs.pin(self._db, self._blobs, project, event.created.spec)
+                await self._db.write(
+                    lambda session: self._check_inputs(session, project, job_id, event, damage, pinned)
+                )
         elif kind == "output_ready":
             await self._take_output(project, job_id, event)
         elif kind == "deleted":
@@ -134,8 +137,9 @@ class JobEvents:
     async def _take_output(self, project: str, job_id: str, event: jobs_events_pb2.JobEvent) -> None:
         digest = event.output_ready.manifest_digest
         with self._telemetry.span(
-            "verify_output", parent=event.traceparent, kind="consumer", attributes={"digest": digest}
-        ):
+            "verify_output", parent=event.traceparent, kind="consumer", job=event.job,
+            attributes={"digest": digest},
+        ):  # fmt: skip
             try:
                 if event.output_ready.HasField("evaluation"):
                     await self._take_evaluation(project, job_id, event)

@@ -54,6 +54,7 @@ async def build(settings: RegistrySettings, telemetry: Telemetry) -> Running:
     bus = await Bus.connect(
         settings.nats_url, settings.nats_token, "service/registry", num_replicas=settings.num_replicas
     )
+    spans = telemetry.publish(bus)
     tasks.spawn("outbox", OutboxRelay(db, bus, OUTBOX, "registry").run)
     heard = await JobEvents(db, blobs, holds, clock, telemetry).start(bus)
     hosts = Hosts(bus)
@@ -61,7 +62,7 @@ async def build(settings: RegistrySettings, telemetry: Telemetry) -> Running:
     await hosts.start()
     await answers.start()
 
-    data = DataHost(settings, db, blobs, clock)
+    data = DataHost(settings, db, blobs, holds, clock)
     data.start(tasks)
     governed = await governance.start(settings, db, blobs, holds, clock, tasks)
 
@@ -101,6 +102,7 @@ async def build(settings: RegistrySettings, telemetry: Telemetry) -> Running:
         await heard.stop()
         await tasks.stop()
         await governed.embedder.close()
+        await spans.stop()
         await bus.close()
         await db.close()
 

@@ -14,7 +14,7 @@ from tunesmith_kit.clock import Clock
 from tunesmith_kit.db import Database
 from tunesmith_kit.idempotency import once
 from tunesmith_kit.manifest import ManifestFile
-from tunesmith_registry import aliases, models, store, targets, versions
+from tunesmith_registry import aliases, models, store, targets, transitions, versions
 from tunesmith_registry.calls import caller_of, place, token
 from tunesmith_registry.governance import calls, describing, memory, policies, promotions
 from tunesmith_registry.tables import (
@@ -119,6 +119,7 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
         def write(session: Session) -> pb.SetModelVersionStageResponse:
             def act() -> pb.SetModelVersionStageResponse:
                 found = targets.version_of(session, project, model_id, number)
+                transitions.expect(found.stage, request.expected_stage)
                 moved = promotions.move(session, caller, found, request.stage, request.reason)
                 aliases.named(session, project, [moved])
                 return pb.SetModelVersionStageResponse(version=moved)

@@ -157,6 +157,25 @@ def _version(session: Session, project: str, model_id: str, wanted: str) -> Targ
 
 
 def _checkpoint(session: Session, project: str, job_id: str, digest: str) -> Target:
+    found = checkpoint(session, project, job_id, digest)
+    if found.external:
+        raise FailedPrecondition(
+            "CHECKPOINT_EXTERNAL",
+            f"the checkpoint at step {found.step} is of a program that the platform did not start",
+            field="targets",
+            value=digest,
+            remedy="if it is an adapter or a model, `tunesmith models register` makes a version of it",
+        )
+    return Target(found.name, Kind.CHECKPOINT, "", "", digest)
+
+
+def checkpoint(session: Session, project: str, job_id: str, digest: str) -> models_pb2.Checkpoint:
+    """Returns a checkpoint that is kept.
+
+    Raises:
+        NotFound: the job has no such checkpoint.
+        FailedPrecondition: it was let go.
+    """
     of = CHECKPOINTS.c
     bodies = session.execute(select(of.body).where(of.project == project, of.job_id == job_id)).scalars()
     for body in bodies:
@@ -179,7 +198,7 @@ def _checkpoint(session: Session, project: str, job_id: str, digest: str) -> Tar
             value=digest,
             remedy=f"`tunesmith checkpoints list {job_id}` lists those that are kept; pin what must stay",
         )
-    return Target(found.name, Kind.CHECKPOINT, "", "", digest)
+    return found
 
 
 def _base_of(session: Session, project: str, digest: str) -> str:

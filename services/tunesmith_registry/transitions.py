@@ -48,3 +48,15 @@ def check(before: Stage, after: Stage) -> None:
             value=word(after),
             remedy=f"from {word(before)} it can go to {possible}",
         )
+
+
+def expect(now: Stage, seen: Stage) -> None:
+    """Raises `FailedPrecondition` when a version is in another stage than was seen; unspecified: any."""
+    if seen and now != seen:
+        raise FailedPrecondition(
+            "REVISION_STALE",
+            f"the version is {word(now)} by now",
+            field="expected_stage",
+            value=word(seen),
+            remedy="look at the version again and repeat the change",
+        )

@@ -256,6 +256,7 @@ def enter_checkpoint(
         eval_loss=committed.eval_loss if committed.HasField("eval_loss") else None,
         pinned=committed.pinned,
         expired=committed.expired,
+        external=committed.external,
     )
     said = {"revision": revision, "body": body.SerializeToString()}
     change = insert(CHECKPOINTS).values(**place) if known is None else update(CHECKPOINTS).where(*here)

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from tunesmith.api.nodes.v1 import events_pb2
+from tunesmith.errors import InvalidArgument
 from tunesmith_agent.folder import CHECKPOINT, RUN, STOP, Notes, RunFolder
+from tunesmith_agent.main import AgentSettings
 
 
 @pytest.fixture
@@ -31,3 +33,32 @@ def test_notes_of_the_version_before_ranks_are_read(folder: RunFolder) -> None:
     notes = folder.notes()
     assert notes is not None
     assert (notes.pid, notes.start_ticks, notes.peers) == (7, 8, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"torch": "2.13.0", "threads": 4}', {"torch": "2.13.0", "threads": "4"}),
+        ('{"a b": "1", "Ä": "2", "": "3", "ok": "4"}', {"ok": "4"}),
+        (json.dumps({"long": "x" * 10_000}), {"long": "x" * 500}),
+        (json.dumps({f"n{number}": "" for number in range(100)}), {f"n{number}": "" for number in range(64)}),
+        ('["torch"]', {}),
+        ("{torn", {}),
+    ],
+)
+def test_what_a_trainer_computes_with_is_told_within_the_limits_of_a_report(
+    folder: RunFolder, text: str, told: dict[str, str]
+) -> None:
+    assert folder.environment() == {}
+    (folder.path / "environment.json").write_text(text)
+    assert folder.environment() == told
+
+
+def test_the_peak_that_the_operator_gave_reaches_the_trainer(folder: RunFolder) -> None:
+    settings = AgentSettings(gpu_peak_tflops=123.5)
+    notes = Notes("projects/default/jobs/j", 1, "n1")
+    folder.write_run(notes, events_pb2.AssignAttempt(), {}, None, settings.peak())
+    assert json.loads((folder.path / "run.json").read_text())["gpu_peak_tflops"] == 123.5
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(InvalidArgument, match="0 or more"):
+            AgentSettings(gpu_peak_tflops=wrong).peak()

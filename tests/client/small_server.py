@@ -65,6 +65,9 @@ class State:
         self.uploads = 0
         self.imports: list[datasets_pb2.ImportDatasetRequest] = []
         self.refusals: list[TunesmithError] = []
+        self.refused: dict[str, list[TunesmithError]] = {}  # by the call they are of
+        self.pause_ms = 0
+        self.checkpoints: dict[str, external_pb2.CommitExternalCheckpointRequest] = {}
         self.cut_streams_after: int | None = None
         self.validate: Callable[[jobs_pb2.Job], None] = lambda job: None
 
@@ -95,6 +98,8 @@ class State:
             await refuse(context, error)
         if self.refusals:
             await refuse(context, self.refusals.pop(0))
+        if self.refused.get(call):
+            await refuse(context, self.refused[call].pop(0))
 
     async def cut(self, context: Any, sent: int) -> None:
         """Cuts a stream that has sent as many messages as asked for, as a server that goes away does."""
@@ -214,6 +219,13 @@ class _External(external_pb2_grpc.ExternalRunServiceServicer):
         await self.state.begin(context, "RenewExternalRun")
         return external_pb2.RenewExternalRunResponse(desired=state_pb2.DESIRED_RUN)
 
+    async def CommitExternalCheckpoint(
+        self, request: external_pb2.CommitExternalCheckpointRequest, context: Any
+    ) -> external_pb2.CommitExternalCheckpointResponse:
+        await self.state.begin(context, "CommitExternalCheckpoint")
+        self.state.checkpoints[request.digest] = request
+        return external_pb2.CommitExternalCheckpointResponse()
+
     async def FinishExternalRun(
         self, request: external_pb2.FinishExternalRunRequest, context: Any
     ) -> external_pb2.FinishExternalRunResponse:
@@ -231,7 +243,10 @@ class _Records(records_pb2_grpc.RecordServiceServicer):
         await self.state.begin(context, "WriteRecords")
         for seq, record in enumerate(request.records, start=request.first_seq):
             self.state.records[seq] = record.values["loss"]
-        return records_pb2.WriteRecordsResponse(metrics_seq=len(self.state.records))
+        answer = records_pb2.WriteRecordsResponse(metrics_seq=len(self.state.records))
+        if self.state.pause_ms:
+            answer.pause.FromMilliseconds(self.state.pause_ms)
+        return answer
 
 
 class _Logs(metrics_pb2_grpc.LogServiceServicer):

@@ -179,6 +179,7 @@ class Workshop:
             client.jobs.submit(
                 {
                     **self._spec("support-bot", rate, rank, self._steps),
+                    "labels": {"team": "support", "sweep": "support-rates"},
                     "sample_prompts": ["How are you?", "Are you a robot?"],
                 }
             )
@@ -193,6 +194,7 @@ class Workshop:
             wait_state(client, job.name, "SUCCEEDED", seconds=900)
         self.names |= {"failed": failed.id, "ended": runs[3].id}
         self.names |= {"runs": ",".join(job.id for job in runs[:5]), "model": "support-bot"}
+        self.names["sweep"] = "support-rates"
 
     def _judge(self, client: Client) -> None:
         client.cards.edit(

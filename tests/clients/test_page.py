@@ -89,7 +89,7 @@ def test_the_page_shows_a_job_live_from_submission_to_its_end(
 def furnished(platform: Platform) -> Platform:
     """A model `walked` that was evaluated beside its base, a gate, a rule, a template, many datasets."""
     with platform.client() as client:
-        job = client.jobs.submit({**spec(20), "experiment": "walked"})
+        job = client.jobs.submit({**spec(20), "experiment": "walked", "labels": {"sweep": "walks"}})
         wait_state(client, job.name, "SUCCEEDED")
         client.prompts.create("plain", prompt="{{ prompt }}", completion="{{ completion }}")
         client.datasets.import_file(dialogues(platform.root / "many.jsonl", 400), "many")
@@ -150,6 +150,54 @@ def test_the_page_leads_through_data_models_chat_and_fleet(
 
 
 @pytest.mark.browser
+def test_two_tabs_that_edit_the_same_hear_of_each_other(
+    npm: Callable[..., None], furnished: Platform, tmp_path: Path
+) -> None:
+    npm(FOLDER)
+    rules = furnished.root / "own-rule.yaml"
+    rules.write_text("rules:\n  two-tabs:\n    condition:\n      job_state: {states: [PAUSED]}\n")
+    assert furnished.run("alerts", "apply", str(rules)).returncode == 0
+    with furnished.client() as client:
+        for rate in (1e-3, 2e-3):
+            job = client.jobs.submit({**spec(4, learning_rate=rate), "experiment": "edited"})
+            wait_state(client, job.name, "SUCCEEDED")
+    words = ("edited", "two-tabs")
+    command = ["node", "tabs.mjs", furnished.http, furnished.token, browser(), str(tmp_path), *words]
+    with (
+        subprocess.Popen(command, cwd=FOLDER, stdout=subprocess.PIPE, text=True) as process,
+        furnished.client() as client,
+    ):
+        page = Onlooker(process)
+        card = page.until("card")
+        assert "changed this card meanwhile" in card["told"]
+        assert card["fields"] == 1, "only what both have changed is in dispute"
+        assert "theirs: the summary" in card["theirs"]
+        assert card["mine"] == {
+            "Summary": "mine: the summary",
+            "Intended use": "mine: the use",
+            "Limitations": "theirs: the limits",
+        }
+        page.until("card saved")
+        sections = client.cards.sections("edited")
+        assert sections.summary == "mine: the summary"
+        assert sections.intended_use == "mine: the use"
+        assert sections.limitations == "theirs: the limits"
+        rule = page.until("rule")
+        assert "Switched: on" in rule["told"]
+        assert rule["choices"] == ["Leave it so"], "it is off already"
+        assert "described meanwhile" in page.until("rule again")["told"]
+        alias = page.until("alias")
+        assert "names version 2 by now" in alias["told"]
+        assert alias["typed"] == "champion"
+        page.until("alias moved")
+        assert client.models.version("edited@champion").version == 1
+        page.until("done")
+        assert process.wait(30) == 0
+        rule_now = client.alerts.rule("two-tabs")
+        assert (rule_now.disabled, rule_now.description) == (False, "described meanwhile")
+
+
+@pytest.mark.browser
 def test_axe_finds_nothing_serious_in_any_view(npm: Callable[..., None], furnished: Platform) -> None:
     npm(FOLDER)
     with furnished.client() as client:
@@ -172,6 +220,7 @@ def test_axe_finds_nothing_serious_in_any_view(npm: Callable[..., None], furnish
             "failed": failed.id,
             "waiting": waiting.id,
             "runs": f"{running.id},{ended.id}",
+            "sweep": "walks",
         }
         command = ["node", "axe.mjs", furnished.http, furnished.token, browser(), json.dumps(names)]
         done = subprocess.run(command, cwd=FOLDER, stdout=subprocess.PIPE, text=True, timeout=300)

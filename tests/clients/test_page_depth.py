@@ -9,8 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
+import httpx
 import numpy as np
 import pytest
 
@@ -26,7 +27,9 @@ from tunesmith_kit.bus import Bus
 
 _NUM_RUNS, _NUM_STEPS = 48, 60
 _NUM_LONG, _SPIKE = 100_000, 65_432
+_NUM_WIDE = 2000
 _RATES = (0.001, 0.003, 0.01, 0.03)
+HOSTILE = '<script>alert("sweep")</script> \u202egpj.exe \N{FIRE}'
 
 
 class Sweep:
@@ -36,6 +39,7 @@ class Sweep:
         self._platform = platform
         self.lasts: dict[str, float] = {}  # by readable name: the last loss
         self.rates: dict[str, float] = {}
+        self.wide = self._strange()
         jobs: list[tuple[str, Any]] = []
         steps = np.arange(1, _NUM_STEPS + 1)
         for at in range(_NUM_RUNS):
@@ -47,6 +51,7 @@ class Sweep:
                     "experiment": "sweep",
                     "base_model": "none",
                     "dataset": "none",
+                    "labels": {"sweep": "rates"},
                 }
             )
             curve = 2 * np.exp(-steps * rate) + at / 1000
@@ -60,11 +65,31 @@ class Sweep:
 
         def stored() -> bool:
             found = client.runs.query("has `train/loss`", limit=1000)
-            return {run.name for run in found} >= self.lasts.keys() and any(
-                run.num_points == _NUM_LONG for run in found
-            )
+            points = {run.num_points for run in found}
+            wide = client.runs.query("has `strange/m1999` and has `strange/nothing`", limit=1).total
+            return {run.name for run in found} >= self.lasts.keys() and _NUM_LONG in points and bool(wide)
 
         wait_for(stored, 60, "every point is stored")
+
+    def _strange(self) -> str:
+        """Two runs of other programs in a sweep whose name bites; the first, whose id is returned, has 2,000
+        metrics, one of which is never a number."""
+        ids = []
+        for at in range(2):
+            with self._platform.rest() as rest:
+                config = {"<img src=x onerror=alert(1)>": f"\u202eesrever {at}", "long": f"{at}" * 2_000}
+                run = {"experiment": "strange", "labels": {"sweep": HOSTILE}, "external": {"config": config}}
+                begun = _said(rest.post("/api/v1/projects/default/externalRuns", json=run))
+                values = {f"strange/m{key}": key + step for key in range(_NUM_WIDE) for step in [at]}
+                records = [
+                    {"step": step, "values": {**values, "strange/nothing": "NaN", "eval/loss": at}}
+                    for step in range(1, 4)
+                ]
+                path = f"/api/v1/{begun['job']['name']}"
+                _said(rest.post(f"{path}/records", json={"epoch": 1, "first_seq": 1, "records": records}))
+                _said(rest.post(f"{path}:finish", json={"epoch": 1}))
+                ids.append(begun["job"]["job_id"])
+        return str(ids[0])
 
     async def _send(self, jobs: list[tuple[str, Any]]) -> None:
         (ports,) = (self._platform.root / "data" / "nats").glob("*.ports")
@@ -93,6 +118,18 @@ class Sweep:
         return sorted((name for name in self.lasts if self.rates[name] == rate), key=self.lasts.__getitem__)
 
 
+def _said(answer: httpx.Response) -> Any:
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+@pytest.fixture(scope="module")
+def sweep(platform: Platform) -> Sweep:
+    """Runs to compare."""
+    with platform.client() as client:
+        return Sweep(platform, client)
+
+
 @pytest.fixture
 def proxy(platform: Platform) -> Iterator[Proxy]:
     """The way of the browser to the platform."""
@@ -115,7 +152,7 @@ def _compared(page: Onlooker, sweep: Sweep) -> None:
     assert sorted(chosen["names"]) == sorted(chosen["from"])
     assert chosen["boxes"] == 2
     every = page.until("all")
-    assert every["all"] == _NUM_RUNS + 2
+    assert every["all"] == _NUM_RUNS + 4
     assert every["drawn"] < _NUM_RUNS, "only what is in sight is in the document"
     assert "base_model" not in page.until("differences")["rows"] or "long" in str(chosen["names"])
     mistake = page.until("mistake")
@@ -160,12 +197,11 @@ def _lost_and_found(page: Onlooker, proxy: Proxy, client: Client, name: str) -> 
 
 @pytest.mark.browser
 def test_runs_are_compared_and_a_job_is_looked_into(
-    npm: Callable[..., None], platform: Platform, proxy: Proxy, tmp_path: Path
+    npm: Callable[..., None], platform: Platform, sweep: Sweep, proxy: Proxy, tmp_path: Path
 ) -> None:
     npm(FOLDER)
     chromium = browser()
     with platform.client() as client:
-        sweep = Sweep(platform, client)
         walked = client.jobs.submit(
             {
                 **spec(100_000, checkpoint_every_steps=100, eval_fraction=0.2, eval_every_steps=100),
@@ -189,11 +225,69 @@ def test_runs_are_compared_and_a_job_is_looked_into(
             resumed = page.until("resumed")
             assert f"step {resumed['chosen']}" in resumed["words"].replace("\n", " ")
             assert {"queued", "paused", "1 · running", "2 · running"} <= set(resumed["rows"])
+            trace = page.until("trace")
+            assert {"CreateJob", "queued", "launch", "load_model", "first_step 1"} <= set(trace["rows"])
+            assert "agent" in trace["facts"]
+            assert "attempt 2" in trace["facts"]
+            assert trace["bars"] >= len(trace["rows"])
             jumped = page.until("jumped")
             assert jumped["line"] >= jumped["step"] > 0
-            assert {"base_model", "training.max_steps"} <= set(page.until("beside")["rows"])
+            depths = page.until("depths")
+            assert depths["axes"] == ["time", "tokens", "epoch"]
+            assert {"torch", "device", "python", "host"} <= set(depths["facts"])
+            assert depths["kpis"].keys() >= {"loss", "flops", "memory", "checkpoint", "lost"}
+            assert "FLOP/s" in depths["kpis"]["flops"]
+            assert depths["kpis"]["memory"].endswith(" MB")
+            assert depths["kpis"]["lost"] == "0 s", "a pause is no fault"
+            assert {"base_model", "environment.torch"} <= set(page.until("beside")["rows"])
             phone = page.until("telephone")
             assert phone["wide"] <= 0, phone["beyond"]
             page.until("done")
             assert process.wait(30) == 0
         client.jobs.get(walked.name).cancel(now=True)
+
+
+@pytest.mark.browser
+def test_sweeps_are_judged_compared_and_survive_what_is_strange(
+    npm: Callable[..., None], platform: Platform, sweep: Sweep, tmp_path: Path
+) -> None:
+    npm(FOLDER)
+    words = (str(tmp_path), sweep.wide, HOSTILE)
+    command = ["node", "sweeps.mjs", platform.http, platform.token, browser(), *words]
+    best, worst = min(sweep.lasts, key=sweep.lasts.__getitem__), max(sweep.lasts, key=sweep.lasts.__getitem__)
+    with subprocess.Popen(command, cwd=FOLDER, stdout=subprocess.PIPE, text=True) as process:
+        page = Onlooker(process)
+        row = page.until("list")
+        assert f"{_NUM_RUNS}" in row["row"]
+        assert "failed" in row["row"]
+        assert best in row["row"]
+        assert len(row["names"]) == 2
+        assert row["listings"] == 1, "the page of jobs is asked for once, not over and over"
+        one = page.until("sweep")
+        assert best in one["best"]
+        assert one["first"] == best
+        assert "V" in one["stairs"], "the best so far comes down in steps"
+        assert page.until("turned")["first"] == worst
+        assert page.until("matters")["first"] == "training.learning_rate"
+        assert max(page.until("narrow")["wide"]) <= 0
+        compared = page.until("compared")
+        assert compared["all"] == str(_NUM_RUNS)
+        assert "runs=*" in unquote(compared["address"])
+        assert not any(name in compared["address"] for name in sweep.lasts), "the filter says which"
+        assert compared["pointed"] in sweep.lasts
+        assert "runs=*0" in unquote(compared["but"]), "one is taken out"
+        assert compared["after"] == str(_NUM_RUNS - 1)
+        many = page.until("many metrics")
+        assert str(_NUM_WIDE + 2) in many["placeholder"]
+        assert many["shown"] < 40, "thousands of buttons would be no choice"
+        assert many["found"] == 1
+        assert many["nodes"] < 2000
+        assert page.until("curve of nothing")["value"] == "\N{EN DASH}"
+        assert 0 < page.until("many columns")["offered"] <= 200
+        hostile = page.until("hostile")
+        assert hostile["title"] == HOSTILE.replace("\u202e", "\u27e8U+202E\u27e9")
+        assert "\u202e" not in hostile["cells"]
+        assert hostile["scripts"] == 0
+        assert hostile["wide"] <= 0
+        page.until("done")
+        assert process.wait(30) == 0

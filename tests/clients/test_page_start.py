@@ -1,5 +1,6 @@
 """Home, the new job and the audit in a real browser, against the real platform."""
 
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ import yaml
 
 from tests.clients.test_page import FOLDER, Onlooker, browser
 from tests.support.jobs import spec
-from tests.support.platform import Platform
+from tests.support.platform import Platform, tiny_model
+from tests.support.programs import Programs
 
 
 @pytest.mark.browser
@@ -57,3 +59,41 @@ def test_the_page_leads_from_an_empty_platform_to_a_running_job(
         assert process.wait(30) == 0
         names = sorted(job.proto.spec.experiment for job in client.jobs.list())
         assert names == ["first", "second", "third"], "a double click makes one job"
+
+
+@pytest.mark.browser
+def test_what_a_program_of_ones_own_saves_is_seen_at_once_and_made_a_version(
+    npm: Callable[..., None], platform: Platform, tmp_path: Path
+) -> None:
+    npm(FOLDER)
+    shutil.copytree(tiny_model(), tmp_path / "model", ignore=shutil.ignore_patterns("manifest.json"))
+    with Programs(platform, tmp_path).start(
+        "run = tunesmith.init(experiment='saves')\n"
+        "run.log({'train/loss': 1.0}, 7)\n"
+        "say(run.id)\n"
+        "sys.stdin.readline()\n"
+        "run.checkpoint('model', metrics={'eval/loss': 0.25})\n"
+        "sys.stdin.readline()\n"
+    ) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        run = program.stdout.readline().strip()
+        command = ["node", "saved.mjs", platform.http, platform.token, browser(), run]
+        with subprocess.Popen(command, cwd=FOLDER, stdout=subprocess.PIPE, text=True) as process:
+            page = Onlooker(process)
+            page.until("nothing saved")
+            program.stdin.write("\n")
+            program.stdin.flush()
+            saved = page.until("saved")
+            assert "0.25" in saved["text"]
+            assert saved["buttons"] == ["pin", "make version"], "no job can go on from it"
+            assert saved["wide"] <= 390
+            made = page.until("made")
+            page.until("done")
+            assert process.wait(30) == 0
+        program.communicate("\n", timeout=60)
+    with platform.client() as client:
+        version = client.models.version("saved@1")
+        digest = version.derived_from.rpartition("/")[2]
+        assert made["text"].strip() == f"checkpoint {digest[:8]}"
+        assert version.metrics["eval/loss"] == 0.25

@@ -10,7 +10,7 @@ from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 
 from tunesmith.api.gateway.v1 import fleet_pb2, quotes_pb2
 from tunesmith.api.jobs.v1 import external_pb2, jobs_pb2
-from tunesmith.api.metrics.v1 import alerts_pb2, metrics_pb2, records_pb2
+from tunesmith.api.metrics.v1 import alerts_pb2, metrics_pb2, records_pb2, trace_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
 from tunesmith.api.registry.v1 import (
     blobs_pb2,
@@ -50,6 +50,7 @@ SERVED = (
     metrics_pb2,
     records_pb2,
     alerts_pb2,
+    trace_pb2,
     fleet_pb2,
     quotes_pb2,
 )

@@ -7,8 +7,10 @@ import pytest
 from google.protobuf.json_format import ParseDict
 
 from tests.jobs.stage import CALLER, Stage, stage
-from tunesmith.api.jobs.v1 import jobs_pb2, queue_pb2, spec_pb2, verbs_pb2
+from tunesmith.api.jobs.v1 import external_pb2, jobs_pb2, queue_pb2, spec_pb2, state_pb2, verbs_pb2
 from tunesmith.api.nodes.v1 import nodes_pb2
+from tunesmith_jobs import pace
+from tunesmith_jobs.external import ExternalRuns
 
 GIB = 1 << 30
 
@@ -297,3 +299,30 @@ async def test_what_runs_or_has_ended_is_blocked_by_nothing(jobs: Stage) -> None
     assert found.nodes[0].rule == ""
     await jobs.verbs.cancel(jobs_pb2.CancelJobRequest(name=waiting), CALLER)
     assert (await jobs.explain(waiting)).message == "it has ended"
+
+
+async def test_a_job_that_should_give_way_is_named_as_people_know_it(jobs: Stage) -> None:
+    await jobs.node("n1")
+    busy = await jobs.get(await jobs.run())
+    waiting = await jobs.queue("elsewhere")
+    found = await jobs.explain(waiting)
+    assert f"`tunesmith --project default pause {busy.display_name}`" in found.change.text
+    await jobs.verbs.cancel(jobs_pb2.CancelJobRequest(name=waiting), CALLER)
+    found = await jobs.explain(await jobs.queue())
+    assert found.change.text.endswith(f"`tunesmith pause {busy.display_name}`")
+    assert found.change.target == busy.name, "programs get the resource"
+
+
+async def test_runs_of_programs_do_not_hide_how_fast_our_jobs_trained(
+    jobs: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "_NEWEST", 3)
+    await jobs.node("n1")
+    name = await jobs.run()
+    progress = state_pb2.Progress(step=100, training_seconds=50.0)
+    await jobs.report(name, "COMPLETED", progress=progress)
+    runs = ExternalRuns(jobs.db, jobs.clock)
+    for _ in range(4):
+        await runs.start(external_pb2.StartExternalRunRequest(parent="projects/default"), CALLER)
+    job = await jobs.get(name)
+    assert (await jobs.explainer.foresee(job)).num_jobs == 1

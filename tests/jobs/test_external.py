@@ -4,11 +4,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.jobs.stage import CALLER, Stage, stage
 from tunesmith.api.jobs.v1 import external_pb2, jobs_pb2, spec_pb2, state_pb2, verbs_pb2
 from tunesmith.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ResourceExhausted
+from tunesmith_jobs import checkpoints
 from tunesmith_jobs.external import ExternalRuns, SilenceMonitor
+from tunesmith_jobs.forks import Forks
 
 _ID = "01k0000000000000000000000a"
 
@@ -172,3 +175,46 @@ async def test_a_program_whose_run_is_to_be_killed_is_told_to_end(runs: Runs) ->
     now = jobs_pb2.CANCEL_MODE_NOW
     await runs.jobs.verbs.cancel(jobs_pb2.CancelJobRequest(name=runs.name, mode=now), CALLER)
     assert (await runs.renew(1)).desired == state_pb2.DESIRED_CANCEL
+
+
+async def test_checkpoints_are_entered_once_and_those_of_the_newer_program_count(runs: Runs) -> None:
+    async def commit(digest: str, epoch: int = 1, step: int = 5, **what: object) -> state_pb2.CheckpointRef:
+        request = external_pb2.CommitExternalCheckpointRequest(
+            name=runs.name,
+            epoch=epoch,
+            step=step,
+            digest=digest * 64,
+            **what,  # type: ignore[arg-type]
+        )
+        return (await runs.runs.commit(request, CALLER)).checkpoint
+
+    await runs.start()
+    with pytest.raises(FailedPrecondition) as strange:
+        await commit("a", epoch=2)
+    assert strange.value.reason == "STALE_EPOCH"
+    first = await commit("a", eval_loss=0.5, size_bytes=7)
+    assert (first.external, first.eval_loss, first.size_bytes, first.epoch) == (True, 0.5, 7, 1)
+    revision = (await runs.jobs.get(runs.name)).revision
+    assert await commit("a") == first, "what is known is not entered again"
+    assert (await runs.jobs.get(runs.name)).revision == revision
+    await runs.start()  # another program takes the run up
+    assert (await commit("b", epoch=2)).digest[0] == "b"
+    assert (await commit("c", epoch=1)).digest[0] == "b", "what the first one left comes late"
+    await commit("d", epoch=2, step=6)
+    pin = verbs_pb2.PinCheckpointRequest(name=runs.name, step=5)
+    await runs.jobs.verbs.pin(pin, CALLER)
+    await runs.finish(2)
+    assert not (await commit("e", epoch=2, step=8, keep=1)).expired, "after the end, too"
+    assert (await runs.jobs.get(runs.name)).checkpoint.step == 8
+    with pytest.raises(InvalidArgument, match="create_time"):
+        await commit("f", epoch=2, create_time=Timestamp(seconds=10**15))
+    with pytest.raises(FailedPrecondition) as fork:
+        await Forks(runs.jobs.db, runs.jobs.clock).fork(verbs_pb2.ForkJobRequest(name=runs.name), CALLER)
+    assert fork.value.reason == "CHECKPOINT_EXTERNAL"
+
+    async def kept() -> list[int]:
+        return await runs.jobs.db.read(lambda s: [row.step for row in checkpoints.kept(s, _ID)])
+
+    assert await kept() == [8, 5], "the newest one and the one that is pinned"
+    await runs.jobs.verbs.delete(verbs_pb2.DeleteJobRequest(name=runs.name), CALLER)
+    assert await kept() == [], "a deleted run keeps nothing"

@@ -168,7 +168,7 @@ async def test_a_decision_that_has_become_wrong_is_not_applied(jobs: Stage) -> N
 
     async def place(name: str, gpus: tuple[int, ...] = ()) -> int:
         decided = Placement(picture.waiting[key(name)], ("n1",), (gpus,))
-        return await jobs.db.write(lambda session: reservations.place(session, [decided]))
+        return len(await jobs.db.write(lambda session: reservations.place(session, [decided])))
 
     assert await place(one) == 1
     assert await place(one) == 0, "it has started"

@@ -17,6 +17,7 @@ from prometheus_client import generate_latest
 from tunesmith.errors import InvalidArgument
 from tunesmith_kit import logs
 from tunesmith_kit.meters import METRICS, REGISTRY
+from tunesmith_kit.spans import Recorder
 from tunesmith_kit.telemetry import current_traceparent, setup, trace_id
 
 
@@ -101,6 +102,24 @@ def test_spans_of_several_services_in_one_process_make_one_trace(receiver: Recei
     assert spans["consume"].trace_id != root.trace_id  # type: ignore[attr-defined]
 
 
+def test_kept_spans_have_the_ids_they_have_over_otlp(receiver: Receiver) -> None:
+    recorder = Recorder()
+    telemetry = setup("jobs", otlp_endpoint=receiver.url, recorder=recorder)
+    with telemetry.span("request") as request, telemetry.span("read", keep=False), telemetry.span("work"):
+        pass
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    telemetry.record_span("checkpoint", begin, begin.replace(second=2), parent=request.traceparent)
+    telemetry.shutdown()
+    exported = {name: span for name, (_, span) in receiver.spans.items()}
+    assert set(exported) == {"request", "read", "work", "checkpoint"}
+    assert [kept.name for kept in recorder.held] == ["work", "request", "checkpoint"]
+    for kept in recorder.held:
+        span = exported[kept.name]
+        ids = (span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex())  # type: ignore[attr-defined]
+        assert (kept.trace_id, kept.span_id, kept.parent_span_id) == ids
+    assert recorder.held[2].end_time.ToNanoseconds() == exported["checkpoint"].end_time_unix_nano  # type: ignore[attr-defined]
+
+
 def test_without_a_receiver_traces_still_have_ids_and_otel_is_not_loaded() -> None:
     program = (
         "import sys\n"
@@ -145,7 +164,7 @@ def test_logs_are_json_with_fields_and_trace(capsys: pytest.CaptureFixture[str])
 )
 def test_wrong_settings_are_named(settings: dict[str, str]) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        setup("jobs", **settings)
+        setup("jobs", **settings)  # type: ignore[arg-type]
     assert (caught.value.field, bool(caught.value.remedy)) == (next(iter(settings)), True)
 
 

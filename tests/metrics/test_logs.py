@@ -58,6 +58,31 @@ async def test_lines_are_found_by_text_and_from_the_end(tmp_path: Path) -> None:
         assert not (await _query(service, epoch=2)).lines
 
 
+async def test_from_any_page_lines_are_read_in_both_directions(tmp_path: Path) -> None:
+    lines = _lines(100)
+
+    def texts(page: metrics_pb2.QueryLogsResponse) -> list[str]:
+        return [line.text for line in page.lines]
+
+    async with running_metrics(tmp_path) as service:
+        await _send_all(service, lines)
+        second = await _query(
+            service, page_size=20, page_token=(await _query(service, page_size=20)).next_page_token
+        )
+        assert texts(second) == lines[20:40]
+        before = await _query(service, page_size=15, page_token=second.previous_page_token)
+        assert texts(before) == lines[5:20]
+        again = await _query(service, page_size=10, page_token=before.previous_page_token)
+        assert texts(again) == lines[20:30]
+        assert texts(await _query(service, page_size=10, page_token=before.next_page_token)) == lines[:5]
+        # A token is a place: what is asked for there may be less, and nothing stands after the end.
+        errors = await _query(service, contains="error", page_token=second.previous_page_token)
+        assert texts(errors) == [lines[0], lines[10]]
+        end = await _query(service, tail=True, page_size=5)
+        beyond = await _query(service, page_token=end.previous_page_token)
+        assert (texts(beyond), beyond.next_page_token, beyond.previous_page_token) == ([], "", "")
+
+
 async def test_chunks_that_come_again_cut_differently_and_late_give_each_line_once(tmp_path: Path) -> None:
     lines = _lines(60)
     whole = chunk(0, lines)

@@ -9,7 +9,7 @@ import pytest
 from tests.registry.governing import LORA
 from tests.registry.support import base_model_files, safetensors
 from tests.support.platform import Platform, embedded
-from tunesmith import InvalidArgument
+from tunesmith import FailedPrecondition, InvalidArgument
 from tunesmith.cli import main
 
 
@@ -106,6 +106,9 @@ def _by_rest(platform: Platform, tmp_path: Path) -> None:
         assert rest.get("/api/v1/projects/default/receipts").json()["receipts"][0]["signature"]
         moved = rest.post(f"/api/v1/{name}:setStage", json={"stage": "MODEL_STAGE_NONE"})
         assert (moved.status_code, moved.json()["reason"]) == (409, "STAGE_IMPOSSIBLE")
+        seen = {"stage": "MODEL_STAGE_ARCHIVED", "expected_stage": "MODEL_STAGE_STAGING"}
+        late = rest.post(f"/api/v1/{name}:setStage", json=seen)
+        assert (late.status_code, late.json()["reason"]) == (409, "REVISION_STALE")
         memory = rest.get("/api/v1/projects/default/baseModels/tiny").json()
         assert memory["base_model"]["license"] == "mit"
     with platform.client() as client:
@@ -122,6 +125,10 @@ def _by_rest(platform: Platform, tmp_path: Path) -> None:
         assert heard[0] == 700, "it went on where it stopped"
         with pytest.raises(InvalidArgument):
             client.versions.set_alias("bot@1", "production")
+        with pytest.raises(FailedPrecondition, match="was taken away"):
+            client.versions.set_alias("bot@1", "seen", expected="2")
+        assert "seen" in client.versions.set_alias("bot@1", "seen", expected="none").aliases
+        assert "seen" in client.versions.set_alias("bot@1", "seen", expected="2").aliases, "it is so already"
 
 
 def _flipped(platform: Platform, run: Callable[..., str]) -> None:

@@ -4,76 +4,24 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.platform import Platform
-from tests.support.processes import clean_environment, wait_for
+from tests.support.processes import wait_for
+from tests.support.programs import Programs, losses
 from tests.support.proxy import Proxy
-from tunesmith import Client, FailedPrecondition
+from tunesmith import FailedPrecondition
 from tunesmith.api.metrics.v1 import records_pb2
 from tunesmith.spool import Spool
 
 _SECONDS = 60
 
 
-class Programs:
-    """Starts programs that record runs, in a folder of their own."""
-
-    def __init__(self, platform: Platform, folder: Path) -> None:
-        self.platform, self.folder = platform, folder
-
-    def start(self, code: str, address: str = "") -> subprocess.Popen[str]:
-        """Starts a program; what it prints comes back."""
-        env = clean_environment(
-            {
-                "TUNESMITH_ADDRESS": address or self.platform.address,
-                "TUNESMITH_TOKEN": self.platform.token,
-                "TUNESMITH_CONFIG_DIR": str(self.folder),
-                "TUNESMITH_RUNS_DIR": str(self.folder / "runs"),
-            }
-        )
-        head = "import sys, tunesmith\ndef say(*words): print(*words, flush=True)\n"
-        return subprocess.Popen(
-            [sys.executable, "-c", head + code],
-            env=env,
-            cwd=self.folder,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-
-    def run(self, code: str, address: str = "") -> tuple[int, str, str]:
-        """Runs a program to its end; returns exit code, output and errors."""
-        with self.start(code, address) as program:
-            out, err = program.communicate(timeout=_SECONDS)
-        return program.returncode, out, err
-
-    def sync(self, *options: str) -> list[dict[str, Any]]:
-        """Runs `tunesmith sync` on all that is left."""
-        done = self.platform.run("sync", str(self.folder / "runs"), "--json", *options)
-        assert done.returncode in (0, 1), done.stderr
-        found: list[dict[str, Any]] = json.loads(done.stdout)
-        return found
-
-    def left(self) -> list[Path]:
-        """Returns the folders that are left."""
-        return sorted((self.folder / "runs").glob("*"))
-
-
 @pytest.fixture
 def programs(embedded_platform: Platform, tmp_path: Path) -> Programs:
     return Programs(embedded_platform, tmp_path)
-
-
-def losses(client: Client, name: str, key: str = "train/loss") -> tuple[list[int], list[float]]:
-    curve = client.metrics.series(name, [key])[key]
-    return [int(step) for step in curve.steps], [float(value) for value in curve.values]
 
 
 def test_a_program_records_its_run_and_it_is_found_like_any_job(programs: Programs) -> None:
@@ -206,8 +154,8 @@ def test_an_exception_fails_the_run_and_a_cancel_ends_the_program(programs: Prog
         assert (job.state, job.proto.failure.message) == ("FAILED", "ValueError: no <b>luck</b>")
         with programs.start(
             "import time\n"
-            "from tunesmith import recording\n"
-            "recording._RENEW_SECONDS = 0.2\n"
+            "from tunesmith import courier\n"
+            "courier._RENEW_SECONDS = 0.2\n"
             "run = tunesmith.init(experiment='long')\n"
             "say(run.id)\n"
             "while True:\n"
@@ -241,7 +189,13 @@ def test_what_a_stranger_writes_is_refused_with_the_place(programs: Programs) ->
         }  # fmt: skip
         for _ in range(2):
             answer = http.post(f"{run}/records", json=good)
-            assert answer.json() == {"metrics_seq": "1", "log_offset": "8"}
+            assert answer.json() == {"metrics_seq": "1", "log_offset": "8", "pause": "0.500s"}
+        with http.stream("GET", f"{run}/series:watch", headers={"accept": "text/event-stream"}):
+            wait_for(
+                lambda: http.post(f"{run}/records", json=good).json()["pause"] == "0.050s" or None,
+                _SECONDS,
+                "whoever writes hears that somebody looks, and gathers for less long",
+            )
         record = good["records"][0]  # type: ignore[index]
         for change, field in (
             ({"first_seq": "0"}, "first_seq"),

@@ -19,14 +19,24 @@ def test_a_job_trains_and_registers_a_verified_version(platform: Platform, tmp_p
     last = json.loads(done.stdout.splitlines()[-1])
     assert last["state"] == "JOB_STATE_SUCCEEDED"
     assert last["progress"]["loss"] < last["progress"]["first_loss"]
+    assert last["progress"]["tflops"] > 0
+    assert "mfu" not in last["progress"], "a processor has no peak"
+    assert int(last["progress"]["resident_bytes"]) > 1e7
     sample = last["samples"][0]
     assert sample["before"] != sample["after"]
     with platform.client() as client:
         job = client.jobs.get(last["display_name"])
         check_whole(platform, job, 24)
         assert [c.step for c in job.checkpoints()] == [24, 20, 10]
-        assert [a.epoch for a in job.attempts()] == [1]
+        (attempt,) = job.attempts()
+        assert attempt.epoch == 1
+        assert attempt.environment["device"] == "cpu"
+        assert {"torch", "transformers", "python", "host", "threads"} <= set(attempt.environment)
+        assert attempt.lost_seconds == job.proto.lost_seconds == 0.0
         wait_for(lambda: any("loss" in line.text for line in job.logs()), 90, "its log is stored")
+        shown = platform.run("show", job.display_name)
+        assert f"torch {attempt.environment['torch']}" in " ".join(shown.stdout.split())
+        assert "FLOP/s" in shown.stdout
         keys = {metric.key for metric in client.metrics.list(job)}
         assert {"train/loss", "train/learning_rate", "train/grad_norm"} <= keys
 

@@ -55,6 +55,8 @@ def test_a_killed_trainer_ends_with_the_same_bits(embedded_platform: Platform, u
         # From a snapshot at any step, or where copies had to wait for the processor from a checkpoint.
         assert second.resumed_from == "snapshot" or second.resumed_step % 25 == 0
         assert second.resumed_step >= 50
+        assert second.lost_seconds == done.proto.lost_seconds
+        assert second.environment == done.attempts()[1].environment != {}
         check_whole(platform, done, STEPS)
         assert output_digest(client, done) == undisturbed
 

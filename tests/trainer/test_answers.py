@@ -112,6 +112,21 @@ def test_the_best_checkpoint_and_early_stopping_follow_the_metric_chosen(
     assert support.status(run)["stopped_early"]
 
 
+def test_a_fork_by_another_metric_compares_nothing_with_the_old_one(make_run: MakeRun, train: Train) -> None:
+    course = {**COURSE, "max_steps": "60", "early_stopping_patience": 2, "early_stopping_min_delta": 100.0}
+    run = make_run(support.spec(**course))
+    assert train(run) == 0, support.log_of(run)
+    assert (support.status(run)["stopped_early"], support.status(run)["step"]) == (True, 9)
+    last = support.checkpoint_of(run / "checkpoints" / "step-00000009", 9)
+    best = answers({"name": "length", "expression": {"expression": "answer | length"}}, best_metric="length")
+    forked = make_run(support.spec(**course, **best), "forked", checkpoint=last, forked=True)
+    assert train(forked) == 0, support.log_of(forked)
+    found = evaluated(forked)
+    assert sorted(found) == [12, 15, 18], "its first evaluation is the best so far, then its patience counts"
+    kept = {path.name: writer.judged(path) for path in support.checkpoints(forked)}
+    assert kept["step-00000018"] == -found[18]["eval/length"]
+
+
 SCHEMA = {
     "type": "object",
     "required": ["n"],

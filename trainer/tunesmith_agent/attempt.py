@@ -9,6 +9,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +32,7 @@ from tunesmith_agent.uploads import Uploads
 from tunesmith_agent.watchdog import Watchdog
 from tunesmith_kit import manifest
 from tunesmith_kit.blobs import BlobStore
-from tunesmith_kit.telemetry import METRICS, Telemetry
+from tunesmith_kit.telemetry import METRICS, Span, Telemetry, Value
 
 log = logging.getLogger(__name__)
 _TICK_SECONDS = 0.05
@@ -62,6 +63,7 @@ class Tools:
     trainer_telemetry: Telemetry
     shipper: Callable[[Notes, RunFolder, int], Shipper]
     judges: str = ""  # file that lists the endpoints an evaluation may ask
+    gpu_peak_tflops: float = 0.0  # of one of the node's GPUs; 0: the trainer goes by its name
 
 
 class Attempt:
@@ -132,7 +134,8 @@ class Attempt:
                     self._uploads.add(left)
             if not self.notes.started and not await self._launch():
                 return
-            await self._follow()
+            with self._span("run", attempt=self.notes.epoch):
+                await self._follow()
             await self._uploads.all_done()
             await self._finish()
         except Fenced as error:
@@ -198,21 +201,25 @@ class Attempt:
             await self._report_end(died_early(self.notes, self._assign))
             return False
         # The span stands for what the agent does; the trainer's spans hang below it.
-        with self._tools.telemetry.span("launch", parent=self.notes.traceparent, kind="consumer") as span:
+        with self._span("launch", kind="consumer", attempt=self.notes.epoch) as span:
             await self._report(state_pb2.ATTEMPT_STATE_LAUNCHING)
             self.notes.traceparent = span.traceparent
             try:
-                inputs = await self._gather(self._assign)
+                with self._span("fetch_inputs"):
+                    inputs = await self._gather(self._assign)
                 if inputs is None:
                     await self._report_end(died_early(self.notes, self._assign))
                     return False
                 inputs["judges"] = self._tools.judges or None
-                self.folder.write_run(self.notes, self._assign, inputs, self._memory())
+                peak = self._tools.gpu_peak_tflops
+                self.folder.write_run(self.notes, self._assign, inputs, self._memory(), peak)
                 self.folder.command(STOP if self.notes.told_to_stop else RUN)
             except (TunesmithError, OSError) as error:
                 await self._report_end(no_inputs(error))
                 return False
-            if not await self._await_imports():
+            with self._span("await_trainer"):
+                ready = await self._await_imports()
+            if not ready:
                 await self._report_end(died_early(self.notes, self._assign))
                 return False
             self._group = await ranks.start(self.folder, self.notes, self._assign, self._tools.standby)
@@ -220,6 +227,11 @@ class Attempt:
                 self._group.kill()
             await self._report(state_pb2.ATTEMPT_STATE_READY)
         return True
+
+    def _span(self, name: str, kind: str = "internal", **attributes: Value) -> AbstractContextManager[Span]:
+        return self._tools.telemetry.span(
+            name, parent=self.notes.traceparent, kind=kind, job=self.notes.job, attributes=attributes
+        )
 
     async def _await_imports(self) -> bool:
         """Waits for the process that trainers are forked from; False when the end is wanted meanwhile.
@@ -345,6 +357,7 @@ class Attempt:
                 start,
                 end,
                 parent=self.notes.traceparent,
+                job=self.notes.job,
                 attributes=event.get("attributes", {}),
             )
         elif kind == "sample":
@@ -365,9 +378,10 @@ class Attempt:
         report = end_of(self._remains(), self.notes)
         if report.state == state_pb2.ATTEMPT_STATE_COMPLETED and self._leads:
             try:
-                report.output_digest = await asyncio.to_thread(
-                    manifest.put_folder, self._tools.blobs, self.folder.path / "output"
-                )
+                with self._span("store_output"):
+                    report.output_digest = await asyncio.to_thread(
+                        manifest.put_folder, self._tools.blobs, self.folder.path / "output"
+                    )
             except (TunesmithError, OSError) as error:
                 report = no_output(error)
         if report.failure.reason in _DAMAGED and self._assign is not None:
@@ -376,6 +390,8 @@ class Attempt:
         if status:
             report.progress.CopyFrom(progress_of(status))
         report.samples.extend(self._samples())
+        if self._leads:  # one that ended before its first step has not told it yet
+            report.environment.update(self.folder.environment())
         await self._report_end(report)
 
     def _remains(self) -> Remains:
@@ -410,6 +426,7 @@ class Attempt:
             report.progress.CopyFrom(progress_of(status))
             report.resumed_step = int(status.get("resumed_step") or 0)
             report.resumed_from = str(status.get("resumed_from") or "")
+            report.environment.update(self.folder.environment())
         await self._send(report)
         self._reported = state
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ from tunesmith.api.nodes.v1 import events_pb2
 
 log = logging.getLogger(__name__)
 RUN, CHECKPOINT, STOP = "run", "checkpoint", "stop"
+_FACT, _MOST_FACTS, _LONGEST_FACT = re.compile("[a-z][a-z0-9_]{0,63}"), 64, 500  # limits of ReportAttempt
 
 
 @dataclass
@@ -110,6 +112,14 @@ class RunFolder:
         """Returns what the trainer last said of itself."""
         return self._json("status.json")
 
+    def environment(self) -> dict[str, str]:
+        """Returns what the trainer computes with, as far as it said so."""
+        found = self._json("environment.json")
+        if not isinstance(found, dict):
+            return {}
+        named = [(name, str(value)[:_LONGEST_FACT]) for name, value in found.items() if _FACT.fullmatch(name)]
+        return dict(named[:_MOST_FACTS])
+
     def checkpoints(self, after_step: int) -> list[dict[str, Any]]:
         """Returns the complete checkpoints beyond a step in the form of their events, oldest first."""
         found: list[dict[str, Any]] = []
@@ -127,6 +137,7 @@ class RunFolder:
         assign: events_pb2.AssignAttempt,
         inputs: Mapping[str, object],
         snapshots: Path | None,
+        gpu_peak_tflops: float = 0.0,
     ) -> None:
         """Writes `run.json`: what the trainer is to do."""
         spec = MessageToDict(
@@ -150,6 +161,7 @@ class RunFolder:
             "accept_drift": assign.accept_drift,
             "micro_batch_divisor": assign.micro_batch_divisor or 1,
             "gpus": list(assign.gpus),
+            "gpu_peak_tflops": gpu_peak_tflops,
             "traceparent": notes.traceparent,
         }
         self._replace("run.json", json.dumps(run, indent=1))

@@ -1,5 +1,6 @@
 """Wires the agent."""
 
+import math
 import os
 import socket
 from dataclasses import dataclass
@@ -64,6 +65,12 @@ class AgentSettings(ServiceSettings):
         "and `key_file` or `key_env`; empty: none",
     )
 
+    gpu_peak_tflops: float = setting(
+        0.0,
+        "dense peak of one GPU of this node in TFLOP/s at the precision its jobs train in, to tell the share "
+        "that they use; 0: by the GPU's name, where it is known",
+    )
+
     chat_models: int = setting(2, "models kept loaded for chat; 0: this node does not chat")
     chat_answers: int = setting(2, "answers this node gives at once; more wait")
     chat_threads: int = setting(0, "threads a chat process computes with; 0: half of the processors")
@@ -83,6 +90,18 @@ class AgentSettings(ServiceSettings):
                 )
         idle = self.chat_idle_minutes * 60
         return ChatLimits(self.chat_models, self.chat_answers, self.chat_threads, idle, self.chat_gpu)
+
+    def peak(self) -> float:
+        """Returns the peak of a GPU; `InvalidArgument` for a number that is none."""
+        if not 0 <= self.gpu_peak_tflops < math.inf:
+            raise InvalidArgument(
+                "SETTING_INVALID",
+                "a peak is 0 or more",
+                field="TUNESMITH_AGENT_GPU_PEAK_TFLOPS",
+                value=str(self.gpu_peak_tflops),
+                remedy="give TFLOP/s as the data sheet has them, without sparsity, or 0",
+            )
+        return self.gpu_peak_tflops
 
     def limits(self) -> Limits:
         """Returns when heat and a full disk become faults; `InvalidArgument` for a span that is none."""
@@ -116,6 +135,7 @@ async def build(settings: AgentSettings, telemetry: Telemetry) -> Running:
     nodes = nodes_pb2_grpc.NodeServiceStub(channel)
     metrics = metrics_pb2_grpc.MetricsServiceStub(channel)
     bus = await Bus.connect(settings.nats_url, settings.nats_token, f"node/{node_id}", ensure_streams=False)
+    spans = telemetry.publish(bus)
     blobs, holds = BlobStore.open(settings.blobs()), Holds.open(settings.blobs())
     redactor = Redactor.of(os.environ, settings)
 
@@ -141,9 +161,11 @@ async def build(settings: AgentSettings, telemetry: Telemetry) -> Running:
             otlp_endpoint=settings.otlp_endpoint,
             log_format=settings.log_format,
             log_level=settings.log_level,
+            recorder=telemetry.recorder,
         ),
         shipper=shipper,
         judges=settings.judges,
+        gpu_peak_tflops=settings.peak(),
     )
     address = settings.address or socket.gethostname()
     facts = NodeFacts(node_id, address, _labels(settings.labels), settings.slots)
@@ -162,6 +184,7 @@ async def build(settings: AgentSettings, telemetry: Telemetry) -> Running:
         await agent.stop()
         # Not released: trainers go on without us, and the next agent has the lease's time to come back.
         lease.stop()
+        await spans.stop()
         await bus.close()
         await channel.close()
         tools.trainer_telemetry.shutdown()

@@ -28,6 +28,11 @@ def progress_of(status: dict[str, Any]) -> state_pb2.Progress:
         skipped_steps=status.get("skipped_steps") or 0,
         stopped_early=bool(status.get("stopped_early")),
         checkpoint_age_seconds=status.get("checkpoint_age_seconds"),
+        tflops=status.get("tflops") or 0.0,
+        mfu=status.get("mfu"),
+        gpu_memory_peak_bytes=status.get("gpu_memory_peak_bytes") or 0,
+        gpu_memory_total_bytes=status.get("gpu_memory_total_bytes") or 0,
+        resident_bytes=status.get("resident_bytes") or 0,
     )
     if status.get("eta_seconds") is not None:
         progress.eta.FromMilliseconds(int(status["eta_seconds"] * 1000))

@@ -6,7 +6,6 @@ same bits, whatever the number of ranks.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,10 +26,10 @@ from tunesmith_trainer.group import Group
 from tunesmith_trainer.model import Model
 from tunesmith_trainer.phase import Phase
 from tunesmith_trainer.run import Run
+from tunesmith_trainer.state import WORST
 
 LOSS = "eval/loss"
 KINDS = ("exact_match", "token_f1", "rouge", "bleu", "chrf", "json", "regex", "expression")
-_WORST = sys.float_info.max  # of a metric that no answer has: JSON knows no infinity
 Exchange = Callable[[torch.Tensor], list[float]]
 
 
@@ -157,7 +156,7 @@ class Answers:
             return loss
         value = values.get(best)
         if value is None:
-            return _WORST
+            return WORST
         return -value if self._metrics[best].higher_is_better else value
 
     @property

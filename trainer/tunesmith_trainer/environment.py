@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
+import socket
 from pathlib import Path
 
 import numpy
 import peft
+import safetensors
 import tokenizers
 import torch
 import transformers
@@ -18,6 +22,7 @@ from tunesmith_trainer.run import GradientSync, Run
 
 # Raised whenever a change of the trainer can change the numbers of a run, so that no resume mixes the two.
 NUMERICS = "1"
+_FILE = "environment.json"
 
 
 def pin(threads: int) -> None:
@@ -72,6 +77,31 @@ def fingerprint(device: torch.device, threads: int, run: Run) -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def tell(run: Run, device: torch.device, threads: int) -> None:
+    """Write environment.json: the fingerprint, and what else a person asks when two runs differ."""
+    found = fingerprint(device, threads, run) | {
+        "cpus": str(len(os.sched_getaffinity(0))),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "safetensors": safetensors.__version__,
+        "world_size": str(run.world_size),
+    }
+    if device.type == "cuda":
+        found |= _of_gpus()
+    hidden = run.folder / f".{_FILE}.tmp"
+    hidden.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+    hidden.replace(run.folder / _FILE)
+
+
+def _of_gpus() -> dict[str, str]:
+    found = {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+    # "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul …", or "… Open Kernel Module for …".
+    driver = Path("/proc/driver/nvidia/version")
+    told = re.search(r"\s(\d+\.\d+(\.\d+)?)\s", driver.read_text()) if driver.exists() else None
+    return found | ({"driver": told.group(1)} if told else {})
 
 
 def _cpu_vendor() -> str:

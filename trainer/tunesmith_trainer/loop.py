@@ -51,7 +51,7 @@ class Loop:
         self._training = session.run.spec.training
         self._bfloat16 = self._training.precision is Precision.BFLOAT16
         self._micro_mode = self._training.snapshots is SnapshotMode.MICRO_STEP
-        self._gauge = Gauge()
+        self._gauge = Gauge(session.work, session.peak)
         self._gradients = Gradients(session.parameters, self._training, session.group)
         self._resumed: tuple[int, str] | None = None
         self.phase = Phase.INIT
@@ -116,7 +116,7 @@ class Loop:
         self._commit(sums, grad_norm, micros, sizes)
         self._wishes.agree(wish)
         self._enter(Phase.TRAIN_BATCH_END)
-        self._report(rate, grad_norm, time.monotonic() - began, sizes[1])
+        self._report(rate, grad_norm, time.monotonic() - began, sizes)
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         session = self.session
@@ -164,9 +164,9 @@ class Loop:
             "lower training.learning_rate, add warmup_steps or set max_grad_norm to 1",
         )
 
-    def _report(self, rate: float, grad_norm: float, seconds: float, num_tokens: int) -> None:
+    def _report(self, rate: float, grad_norm: float, seconds: float, sizes: tuple[int, int, int]) -> None:
         progress = self.progress
-        if self._gauge.step(seconds, num_tokens):
+        if self._gauge.step(seconds, sizes):
             now, attributes = time.time(), {"step": progress.step}
             self.session.events.event(
                 "span", name="first_step", start=now - seconds, end=now, attributes=attributes
@@ -208,6 +208,11 @@ class Loop:
         patience = self._training.early_stopping_patience
         return bool(patience) and self.progress.num_worse >= patience
 
+    def _go_by_metric(self) -> None:
+        answers = self.session.answers
+        metric = answers.best if answers is not None else LOSS
+        self.progress.go_by(metric, is_loss=metric == LOSS)
+
     def resume(self) -> None:
         """Go to the newest state, if there is one. The cost does not depend on its step."""
         session, leader = self.session, self.session.group.leads
@@ -216,12 +221,13 @@ class Loop:
         if told is not None:
             tensors = resume.share(session.group, told, found, session.model.device)
             self.progress = Progress.from_json(told["progress"])
-            self.progress.stopped_early &= self._out_of_patience()  # a fork may have been given more
             session.state.restore(tensors)
             if self.progress.partial and not self._gradients.restore(
                 self.progress.partial, group(tensors, PARTIAL)
             ):
                 self.progress.partial = []
+        self._go_by_metric()
+        self.progress.stopped_early &= self._out_of_patience()  # a fork may have been given more
         self._resumed = (self.progress.step, told["origin"] if told else "")
         if session.keeper is not None:
             session.keeper.resumed(found)
@@ -344,11 +350,10 @@ class Loop:
             "first_loss": progress.first_loss,
             "eval_loss": progress.eval_loss,
             "eval_scores": progress.eval_scores,
-            "tokens_per_second": gauge.tokens_per_second,
+            **gauge.figures(self.session.model.device),
             "eta_seconds": None if pace is None else pace * (total - progress.step),
             "resumed_step": resumed[0],
             "resumed_from": resumed[1],
-            "seconds_per_step": pace,
             "checkpoint_seconds": keeper.seconds if keeper is not None else 0.0,
             "training_seconds": gauge.training_seconds if self._resumed is not None else 0.0,
             "skipped_steps": progress.skipped_steps,

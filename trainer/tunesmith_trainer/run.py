@@ -164,6 +164,7 @@ class Run:
     targets: tuple[Target, ...]
     judges: Path | None
     prompt_template: Source | None
+    gpu_peak_tflops: float = 0.0  # of one GPU; 0: by its name
 
     @property
     def task(self) -> Task:
@@ -214,6 +215,7 @@ def load(folder: Path, rank: int = 0) -> Run:
         targets=tuple(_target(part) for part in fields.parts("targets")),
         judges=Path(fields.text("judges")) if raw.get("judges") else None,
         prompt_template=_source(fields.part("prompt_template")) if raw.get("prompt_template") else None,
+        gpu_peak_tflops=fields.number("gpu_peak_tflops"),
     )
 
 

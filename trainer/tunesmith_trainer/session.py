@@ -16,6 +16,7 @@ from tunesmith_trainer.checkpoint import Keeper
 from tunesmith_trainer.data import Course, Example, rows, split
 from tunesmith_trainer.failure import FailureClass, TrainerError
 from tunesmith_trainer.feed import Feed
+from tunesmith_trainer.flops import Work, peak_flops, work_of
 from tunesmith_trainer.group import Group, join
 from tunesmith_trainer.identity import Identity
 from tunesmith_trainer.model import Model, Scorer
@@ -43,6 +44,8 @@ class Session:
     state: TrainedState
     identity: Identity
     keeper: Keeper | None
+    work: Work
+    peak: float | None  # FLOP/s of the GPUs of all ranks, if it is known
     answers: Answers | None = None
 
     @property
@@ -58,6 +61,8 @@ def open_session(run: Run, events: Reporter) -> Session:
     device = environment.choose_device(run.gpus, run.rank)
     threads = environment.threads_of(training.num_threads, run.local_world_size)
     environment.pin(threads)
+    if run.rank == 0:
+        environment.tell(run, device, threads)
     group = join(run.folder / "rendezvous", run.rank, run.world_size, device, run.rendezvous)
     recipe = recipe_of(run.spec.method)
     template = run.prompt_template
@@ -99,8 +104,17 @@ def open_session(run: Run, events: Reporter) -> Session:
         state=TrainedState(parameters, optimizer),
         identity=identity,
         keeper=Keeper(run, identity, events) if group.leads else None,
+        work=work_of(loaded),
+        peak=_peak(run, device),
         answers=answers,
     )
+
+
+def _peak(run: Run, device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    one = peak_flops(torch.cuda.get_device_name(device), run.spec.training.precision, run.gpu_peak_tflops)
+    return None if one is None else one * run.world_size
 
 
 def _as_before(run: Run) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -12,6 +13,7 @@ from tunesmith_trainer.failure import resume_mismatch
 
 Tensors = dict[str, torch.Tensor]
 TRAINABLE, OPTIMIZER, PARTIAL = "trainable", "optimizer", "partial"
+WORST = sys.float_info.max  # of a metric that has no value: JSON knows no infinity
 
 
 @dataclass(slots=True)
@@ -21,6 +23,7 @@ class Progress:
     `evaluated` and `eval_sum` are the micro-batches of an unfinished evaluation and their loss; `partial`
     says what each rank has of an unfinished step (gradient.py). `judged` is what the best checkpoint and
     early stopping go by: the loss of the newest evaluation, or a scorer's metric; smaller is better.
+    `judged_by` names it, empty in states that were written before it was noted.
     """
 
     step: int = 0
@@ -40,6 +43,7 @@ class Progress:
     stopping_loss: float | None = None
     num_worse: int = 0
     judged: float | None = None
+    judged_by: str = ""
     eval_scores: dict[str, float] = field(default_factory=dict)
     stopped_early: bool = False
     skipped_steps: int = 0
@@ -77,6 +81,15 @@ class Progress:
             self.stopping_loss, self.num_worse = judged, 0
         else:
             self.num_worse += 1
+
+    def go_by(self, metric: str, *, is_loss: bool) -> None:
+        """Let `metric` decide from here on. A fork may have chosen another than its parent: figures of
+        different metrics are not compared, so its best and its patience begin anew."""
+        if self.judged_by not in ("", metric):
+            self.stopping_loss, self.num_worse = None, 0
+            # What is saved before the first evaluation by the new metric must not be the best by it.
+            self.judged = None if is_loss else WORST
+        self.judged_by = metric
 
     def drop_partial(self) -> None:
         """Forget what is unfinished; it is computed anew to the same bits."""

@@ -47,6 +47,7 @@ COMMANDS = {
     ),
     "attempts": _Entry("Jobs", "tunesmith.cli.history:attempts", "List the attempts of a job."),
     "events": _Entry("Jobs", "tunesmith.cli.history:events", "List what happened to a job."),
+    "trace": _Entry("Jobs", "tunesmith.cli.trace:trace", "Show where the time of a job went."),
     "checkpoints": _Entry(
         "Jobs", "tunesmith.cli.history:checkpoints", "List, keep and let go a job's checkpoints."
     ),

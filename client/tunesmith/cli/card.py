@@ -33,7 +33,9 @@ def print_card(job: jobs_pb2.Job, attempts: Sequence[state_pb2.Attempt]) -> None
             ("config", escape(_config(job))),
             ("progress", _progress(job)),
             ("loss", _loss(job)),
+            ("computing", ", ".join(filter(None, (text.computing(job.progress), text.memory(job.progress))))),
             ("checkpoint", _checkpoint(job)),
+            ("lost to faults", text.duration(job.lost_seconds) if job.lost_seconds else ""),
             ("forked from", _origin(job)),
             ("moving to", job.move.node),
             ("model", _model(job.model_version)),
@@ -51,10 +53,29 @@ def print_card(job: jobs_pb2.Job, attempts: Sequence[state_pb2.Attempt]) -> None
             out.print(f"[yellow]{escape(condition.type)}[/yellow]: {escape(condition.message)}")
     if job.HasField("failure"):
         show_failure(job)
+    print_environment(attempts)
     if len(attempts) > 1 or any(attempt.HasField("failure") for attempt in attempts):
         out.print()
         print_attempts(attempts)
     print_samples(job)
+
+
+def print_environment(attempts: Sequence[state_pb2.Attempt]) -> None:
+    """Prints what the newest attempt that told of it computes with, and what each before it had otherwise."""
+    told = [attempt for attempt in attempts if attempt.environment]
+    if not told:
+        return
+    newest = told[0].environment
+    rows = [("environment", ", ".join(f"{name} {newest[name]}" for name in sorted(newest)))]
+    for attempt in told[1:]:
+        theirs = attempt.environment
+        other = [
+            f"{name} {theirs.get(name) or '-'}"
+            for name in sorted({*newest, *theirs})
+            if theirs.get(name) != newest.get(name)
+        ]
+        rows.append((f"in attempt {attempt.epoch}", ", ".join(other)))
+    print_facts((name, escape(text.one_line(words))) for name, words in rows)
 
 
 def print_samples(job: jobs_pb2.Job) -> None:
@@ -74,7 +95,7 @@ def _answer(words: str) -> str:
 def print_attempts(attempts: Sequence[state_pb2.Attempt]) -> None:
     """Prints the attempts of a job as a table."""
     print_table(
-        ["ATTEMPT", "STATE", "NODES", "FROM STEP", "FROM", "BEGAN", "WHY IT ENDED"],
+        ["ATTEMPT", "STATE", "NODES", "FROM STEP", "FROM", "LOST", "BEGAN", "WHY IT ENDED"],
         [
             (
                 str(attempt.epoch),
@@ -82,6 +103,7 @@ def print_attempts(attempts: Sequence[state_pb2.Attempt]) -> None:
                 ", ".join(names.last_part(node) for node in attempt.nodes),
                 str(attempt.resumed_step),
                 attempt.resumed_from or "-",
+                text.duration(attempt.lost_seconds) if attempt.lost_seconds else "-",
                 text.ago(attempt.start_time),
                 escape(_failure(attempt)),
             )

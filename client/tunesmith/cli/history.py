@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 from google.protobuf.message import Message
 from rich.markup import escape
@@ -12,6 +14,7 @@ from tunesmith.cli import text
 from tunesmith.cli.card import print_attempts
 from tunesmith.cli.session import connect, console
 from tunesmith.cli.table import print_json, print_table
+from tunesmith.cli.transfer import upload_bar
 
 _STATES = state_pb2.DESCRIPTOR.enum_types_by_name["JobState"]
 _REASONS = state_pb2.DESCRIPTOR.enum_types_by_name["StateReason"]
@@ -93,12 +96,13 @@ def _why(changed: Message) -> str:
 
 @click.group()
 def checkpoints() -> None:
-    """List, keep and let go the checkpoints of a job.
+    """List, keep, let go and download the checkpoints of a job.
 
     \b
     Examples:
       tunesmith checkpoints list support-bot-k3f9
       tunesmith checkpoints pin support-bot-k3f9 400
+      tunesmith checkpoints download mnist-k3f9 ./mnist --step 400
     """
 
 
@@ -108,7 +112,7 @@ def checkpoints() -> None:
 @_array
 @click.pass_context
 def list_checkpoints(ctx: click.Context, job: str, show_expired: bool, as_json: bool) -> None:
-    """List the checkpoints of JOB, newest first; each can be forked."""
+    """List the checkpoints of JOB, newest first; each but an external run's can be forked."""
     with connect(ctx) as client:
         found = client.jobs.get(job).checkpoints(show_expired=show_expired)
     if as_json:
@@ -149,6 +153,18 @@ def pin(ctx: click.Context, job: str, step: int, as_json: bool) -> None:
 def unpin(ctx: click.Context, job: str, step: int, as_json: bool) -> None:
     """Let the retention rules decide again about the checkpoint of JOB at STEP."""
     _pin(ctx, job, step, unpin=True, as_json=as_json)
+
+
+@checkpoints.command("download")
+@click.argument("job")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--step", type=click.IntRange(min=0), help="Step. Default: the newest.")
+@click.pass_context
+def download_checkpoint(ctx: click.Context, job: str, folder: Path, step: int | None) -> None:
+    """Write the files of a checkpoint of JOB into FOLDER. One broken off is gone on with."""
+    with connect(ctx) as client, upload_bar(f"downloading into {folder.name}") as on_progress:
+        client.jobs.get(job).download_checkpoint(folder, step, on_progress=on_progress)
+    console().print(f"[green]downloaded[/green] {escape(str(folder))}")
 
 
 def _pin(ctx: click.Context, job: str, step: int, unpin: bool, as_json: bool) -> None:

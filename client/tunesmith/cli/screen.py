@@ -214,6 +214,8 @@ def figures(job: jobs_pb2.Job) -> str:
         f"held out {text.loss(done.eval_loss)}" if done.HasField("eval_loss") else "",
         f"{done.tokens_per_second:,.0f} tokens/s" if done.tokens_per_second else "",
         f"epoch {done.epoch:.2f}" if done.epoch else "",
+        text.computing(done),
+        text.memory(done),
     ]
     return "   ".join(part for part in parts if part)
 

@@ -376,7 +376,7 @@ def gates(ctx: click.Context, version: str, stage: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("source", metavar="FOLDER|job:RUN[@STEP]")
 @click.argument("model")
 @click.option("--base", "base_model", required=True, help="Base model it was made from.")
 @click.option("--dataset", default="", help="Dataset version it was made with, as `id@version`.")
@@ -385,29 +385,54 @@ def gates(ctx: click.Context, version: str, stage: str, as_json: bool) -> None:
 @click.pass_context
 def register(
     ctx: click.Context,
-    folder: Path,
+    source: str,
     model: str,
     base_model: str,
     dataset: str,
     description: str,
     as_json: bool,
 ) -> None:
-    """Upload FOLDER, a PEFT adapter or a model in safetensors, as the next version of MODEL."""
-    with connect(ctx) as client, upload_bar(f"uploading {folder.name}") as on_progress:
-        made = client.versions.register(
-            model,
-            folder,
-            base_model=base_model,
-            dataset=dataset,
-            description=description,
-            on_progress=on_progress,
-        )
+    """Register FOLDER, a PEFT adapter or a model in safetensors, as the next version of MODEL.
+
+    Instead of a folder, a checkpoint that a program of your own saved: `job:RUN` is its newest,
+    `job:RUN@STEP` that of a step. Its files are there already.
+
+    \b
+    Examples:
+      tunesmith models register ./adapter support-bot --base smollm2-135m-instruct
+      tunesmith models register job:mnist-k3f9@400 support-bot --base smollm2-135m-instruct
+    """
+    with connect(ctx) as client:
+        if source.startswith("job:"):
+            run, _, step = source.removeprefix("job:").partition("@")
+            made = client.versions.register_checkpoint(
+                model, run, _step(step), base_model=base_model, dataset=dataset, description=description
+            )
+        else:
+            with upload_bar(f"uploading {Path(source).name}") as on_progress:
+                made = client.versions.register(
+                    model,
+                    source,
+                    base_model=base_model,
+                    dataset=dataset,
+                    description=description,
+                    on_progress=on_progress,
+                )
     if as_json:
         print_json(made)
         return
     console().print(
         f"[green]registered[/green] [bold]{short(made.name)}[/bold]  {text.size(made.size_bytes)}"
     )
+
+
+def _step(text: str) -> int | None:
+    if text and not text.isdecimal():
+        raise InvalidArgument(
+            "NAME_INVALID", f"{text} is no step", field="source", value=text,
+            remedy="write job:RUN for the newest checkpoint, or job:RUN@STEP",
+        )  # fmt: skip
+    return int(text) if text else None
 
 
 COMMANDS = (

@@ -12,7 +12,9 @@ from rich.markup import escape
 from tunesmith.cli.output import print_data
 from tunesmith.cli.session import connect, console
 from tunesmith.cli.table import print_table
+from tunesmith.cli.transfer import upload_bar
 from tunesmith.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from tunesmith.parcel import Parcel
 from tunesmith.sending import Sender
 from tunesmith.spool import Spool, folders
 
@@ -35,8 +37,8 @@ def sync(ctx: click.Context, folder: Path | None, end: str | None, as_json: bool
     """Send what programs recorded with `tunesmith.init` while the server was away.
 
     FOLDER is a run's folder or one that holds several. Default: TUNESMITH_RUNS_DIR, else tunesmith-runs here.
-    Each point is stored once, however often it is sent. The folder of a run that has ended is removed when
-    the server has all of it.
+    Each point and checkpoint is stored once, however often it is sent. The folder of a run that has ended is
+    removed when the server has all of it.
 
     \b
     Examples:
@@ -98,6 +100,11 @@ def _send(client: Client, spool: Spool, end: str | None) -> dict[str, Any]:
     while sender.send():
         pass
     told: dict[str, Any] = {"sent_bytes": spool.sent.position - before}
+    for waiting in spool.parcels.waiting():
+        parcel = Parcel.open(waiting)
+        with upload_bar(f"checkpoint of step {parcel.facts.step}") as on_progress:
+            sender.deliver(parcel, on_progress)
+        told["sent_bytes"] += parcel.size_bytes
     said = spool.sent.end or ({"failed": end == "failed", "message": ""} if end else None)
     if said is None:
         hint = "its program did not say how it ended; `--end failed` or `--end succeeded` does"

@@ -14,6 +14,7 @@ from tunesmith.api.jobs.v1 import state_pb2
 
 if TYPE_CHECKING:
     from tunesmith.api.jobs.v1.jobs_pb2 import Job
+    from tunesmith.api.jobs.v1.state_pb2 import Progress
 
 _STATES = state_pb2.DESCRIPTOR.enum_types_by_name["JobState"]
 _REASONS = state_pb2.DESCRIPTOR.enum_types_by_name["StateReason"]
@@ -100,6 +101,25 @@ def one_line(words: str) -> str:
 def loss(value: float) -> str:
     """Returns a loss with four digits."""
     return f"{value:.4g}"
+
+
+def computing(done: Progress) -> str:
+    """Returns how much a run computes: `182 TFLOP/s, 58.3 % of the peak`; nothing when it is not known."""
+    pace, unit = done.tflops * 1000, "GFLOP/s"
+    for larger in ("TFLOP/s", "PFLOP/s"):
+        if pace >= 1000:
+            pace, unit = pace / 1000, larger
+    if not pace:
+        return ""
+    share = f", {100 * done.mfu:.1f} % of the peak" if done.HasField("mfu") else ""
+    return f"{pace:.3g} {unit}{share}"
+
+
+def memory(done: Progress) -> str:
+    """Returns what a trainer takes: of its GPU at most, else of the node now; nothing when not known."""
+    if done.gpu_memory_total_bytes:
+        return f"{size(done.gpu_memory_peak_bytes)} of {size(done.gpu_memory_total_bytes)} GPU memory"
+    return f"{size(done.resident_bytes)} memory" if done.resident_bytes else ""
 
 
 def percent(job: Job) -> str:

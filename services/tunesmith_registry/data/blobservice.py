@@ -11,8 +11,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tunesmith.api.registry.v1 import blobs_pb2 as pb
 from tunesmith.api.registry.v1 import blobs_pb2_grpc
 from tunesmith.errors import InvalidArgument
-from tunesmith_kit import flow
+from tunesmith_kit import flow, names
 from tunesmith_kit.blobs import BlobStore, check_digest, missing
+from tunesmith_kit.holds import Holds
 from tunesmith_kit.rpc import principal
 from tunesmith_kit.uploads import Partial, Uploads
 from tunesmith_registry.data.wire import Chunk
@@ -24,8 +25,8 @@ _CHUNK = 1024 * 1024
 class BlobService(blobs_pb2_grpc.BlobServiceServicer):
     """BlobService of the contract."""
 
-    def __init__(self, blobs: BlobStore, uploads: Uploads) -> None:
-        self._blobs, self._uploads = blobs, uploads
+    def __init__(self, blobs: BlobStore, uploads: Uploads, holds: Holds) -> None:
+        self._blobs, self._uploads, self._holds = blobs, uploads, holds
 
     async def UploadBlob(
         self, request_iterator: AsyncIterator[pb.UploadBlobRequest], context: Context
@@ -49,6 +50,12 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         if blob is not None and not await asyncio.to_thread(self._blobs.renew, request.digest):
             blob = None  # so old that it is to be sent once more, before somebody relies on it
         return pb.StatBlobResponse(exists=blob is not None, size_bytes=blob.size_bytes if blob else 0)
+
+    async def HoldBlob(self, request: pb.HoldBlobRequest, context: Context) -> pb.HoldBlobResponse:
+        """Keeps content until the job is deleted."""
+        (_, job_id) = names.parse("projects/*/jobs/*", request.parent, "parent")
+        await asyncio.to_thread(self._holds.hold, job_id, request.digest)
+        return pb.HoldBlobResponse()
 
     async def DownloadBlob(self, request: pb.DownloadBlobRequest, context: Context) -> AsyncIterator[Any]:
         """Streams the content of a digest."""

@@ -16,6 +16,7 @@ from tunesmith.api.registry.v1 import (
 from tunesmith_kit.blobs import BlobStore
 from tunesmith_kit.clock import Clock
 from tunesmith_kit.db import Database
+from tunesmith_kit.holds import Holds
 from tunesmith_kit.settings import ServiceSettings, setting
 from tunesmith_kit.tasks import Tasks
 from tunesmith_kit.uploads import Uploads
@@ -55,7 +56,9 @@ class DataSettings(ServiceSettings):
 class DataHost:
     """The data part of a running registry. `services` are what the rpc server registers."""
 
-    def __init__(self, settings: DataSettings, db: Database, blobs: BlobStore, clock: Clock) -> None:
+    def __init__(
+        self, settings: DataSettings, db: Database, blobs: BlobStore, holds: Holds, clock: Clock
+    ) -> None:
         self._uploads = Uploads(blobs, settings.max_upload_bytes, settings.upload_ttl_hours * 3600)
         self._renderers = Renderers(blobs, settings.data_dir / "registry-cache")
         previews = Previews(db, blobs, self._renderers)
@@ -70,7 +73,7 @@ class DataHost:
             ),
             (statistics_pb2_grpc.add_StatisticsServiceServicer_to_server, self._statistics),
             (prompts_pb2_grpc.add_PromptServiceServicer_to_server, PromptService(db, blobs, clock, previews)),
-            (wire.add_to_server, BlobService(blobs, self._uploads)),
+            (wire.add_to_server, BlobService(blobs, self._uploads, holds)),
         ]
 
     def start(self, tasks: Tasks) -> None:

@@ -16,7 +16,6 @@ from tunesmith_kit import names
 from tunesmith_kit.blobs import BlobStore
 from tunesmith_kit.clock import Clock
 from tunesmith_kit.db import Database
-from tunesmith_kit.manifest import ManifestFile
 from tunesmith_kit.rpc import principal
 from tunesmith_registry import aliases, store, targets, transitions, versions
 from tunesmith_registry.governance import (
@@ -42,17 +41,17 @@ class VersionService(versions_pb2_grpc.VersionServiceServicer):
     async def RegisterModelVersion(
         self, request: versions_pb2.RegisterModelVersionRequest, context: Context
     ) -> versions_pb2.RegisterModelVersionResponse:
-        """Registers uploaded files as the next version of a model."""
+        """Registers uploaded files, or those of an external run's checkpoint, as a version of a model."""
         project, model_id = names.parse(calls.MODEL, request.parent, "parent")
-        files = [ManifestFile(file.path, file.size_bytes, file.sha256) for file in request.files]
+        origin = await registering.origin(self._db, self._blobs, project, request)
         base_id = request.base_model.rpartition("/")[2]
         base = await self._db.read(lambda s: store.base_model(s, project, base_id))
         allowed = await self._db.read(lambda s: policies.allowed_code(s, project))
-        made, _ = await asyncio.to_thread(adapters.check, self._blobs, files, base, allowed)
+        made, _ = await asyncio.to_thread(adapters.check, self._blobs, origin.files, base, allowed)
         who = calls.caller(self._clock)
 
         def act(session: Session) -> versions_pb2.RegisterModelVersionResponse:
-            entered = registering.enter(session, who, project, model_id, made, base, request)
+            entered = registering.enter(session, who, project, model_id, made, base, request, origin)
             return versions_pb2.RegisterModelVersionResponse(version=entered)
 
         return await calls.change(self._db, who, request, versions_pb2.RegisterModelVersionResponse, act)
@@ -93,6 +92,8 @@ class VersionService(versions_pb2_grpc.VersionServiceServicer):
 
         def act(session: Session) -> versions_pb2.SetModelAliasResponse:
             version = targets.version_of(session, project, model_id, request.version)
+            seen = request.expected_version
+            aliases.expect(session, project, model_id, request.alias, seen, version.version)
             aliases.point(session, who, project, model_id, request.alias, version)
             aliases.named(session, project, [version])
             return versions_pb2.SetModelAliasResponse(version=version)
@@ -108,6 +109,7 @@ class VersionService(versions_pb2_grpc.VersionServiceServicer):
 
         def act(session: Session) -> versions_pb2.DeleteModelAliasResponse:
             versions.model_row(session, project, model_id)
+            aliases.expect(session, project, model_id, request.alias, request.expected_version)
             number = aliases.end(session, who, project, model_id, request.alias)
             version = versions.version(session, project, model_id, number)
             aliases.named(session, project, [version])

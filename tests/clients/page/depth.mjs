@@ -177,6 +177,19 @@ async function lose() {
   say("found", { step, steps });
 }
 
+/** The waterfall of a job's trace, by keyboard; a reload brings back what was chosen in it. */
+async function waterfall() {
+  const trace = page.locator("section[aria-label=Trace]");
+  await trace.locator("summary").press("Enter");
+  // The second attempt's spans come about a second after it has begun.
+  const launch = trace.getByRole("button", { name: /launch/ });
+  await launch.nth(1).press("Enter");
+  await inAddress("span=");
+  await page.reload();
+  await trace.locator("[aria-expanded=true]").getByText("launch").waitFor();
+  say("trace", { rows: await trace.locator(".name").allInnerTexts(), facts: await trace.locator("ul").innerText(), bars: await trace.locator("button .lane i").count() });
+}
+
 async function use() {
   const points = page.getByLabel("Checkpoints");
   const first = points.locator("li").first();
@@ -198,6 +211,7 @@ async function use() {
   await page.getByLabel("Timeline").locator("summary").press("Enter");
   await page.getByLabel("Timeline").getByText("2 · running").waitFor();
   say("resumed", { words, chosen, rows: await page.getByLabel("Timeline").locator("li > span:first-child").allInnerTexts() });
+  await waterfall();
   await page.getByLabel("machine").check();
   await page.getByLabel("Machine").getByText("cpu percent", { exact: true }).waitFor();
   const plot = page.locator(".u-over").first();
@@ -206,9 +220,21 @@ async function use() {
   await inAddress("step=");
   const step = Number(new URL(page.url()).searchParams.get("step"));
   await button("Back to the end").waitFor();
-  const line = page.locator(".line[data-step]").first();
-  await page.waitForFunction((from) => Number(document.querySelector(".line[data-step]")?.dataset.step ?? -1) >= from, step);
+  const line = page.getByLabel("Log lines").locator("[aria-current]");
+  await line.waitFor();
   say("jumped", { step, line: Number(await line.getAttribute("data-step")) });
+  const axes = [];
+  for (const name of ["time", "tokens", "epoch"]) {
+    await page.getByLabel("x axis").selectOption(name);
+    await page.getByRole("img", { name: `loss over ${name === "time" ? "seconds" : name}` }).waitFor();
+    await page.waitForFunction(() => Number(document.querySelector("figcaption .line strong")?.innerText) > 0);
+    axes.push(name);
+  }
+  await page.getByLabel("x axis").selectOption("step");
+  await page.getByLabel("Environment").locator("summary").press("Enter");
+  const facts = await page.getByLabel("Environment").locator("dt").allInnerTexts();
+  const kpis = await page.locator("[data-kpi]").evaluateAll((all) => Object.fromEntries(all.map((each) => [each.dataset.kpi, each.innerText])));
+  say("depths", { axes, facts, kpis });
   await page.getByLabel("Configuration").locator("summary").press("Enter");
   await page.getByLabel("Beside").selectOption(spike);
   const beside = page.getByRole("table", { name: /^Differences from/ });

@@ -35,7 +35,7 @@ async function zoom() {
 }
 
 await page.goto(`${url}/jobs#token=${token}`);
-await page.locator("a.row").first().waitFor();
+await page.locator("a[data-row]").first().waitFor();
 const began = Date.now();
 await page.goto(`${url}/jobs/${job.split("/").pop()}`);
 await page.locator(".u-over").first().waitFor();
@@ -63,5 +63,31 @@ await frames("smooth", async () => {
   }
 });
 await page.screenshot({ path: join(folder, "million.png") });
+
+const log = page.getByLabel("Log lines");
+/** Scrolls the log as a wheel does, and waits for what comes. */
+const roll = (distance) => async () => {
+  for (let step = 0; step < 100; step += 1) {
+    await log.evaluate((view, by) => (view.scrollTop += by), distance);
+    await pause(16);
+  }
+};
+await log.scrollIntoViewIfNeeded();
+await frames("log from its end", roll(-300));
+const jump = Date.now();
+await page.getByLabel("from step").fill("50000");
+await page.getByLabel("from step").press("Enter");
+await log.locator("[aria-current]").waitFor();
+found.log_jump_ms = Date.now() - jump;
+await pause(500);
+await frames("log up from a step", roll(-300));
+await frames("log down from a step", roll(300));
+found.log_lines_held = await log.locator(".line").count();
+await page.screenshot({ path: join(folder, "log.png") });
+await page.getByRole("button", { name: "Back to the end" }).click();
+const asked = Date.now();
+await page.getByLabel("Filter the log").fill("needle");
+await page.waitForFunction(() => document.querySelectorAll("[role=log] .line").length === 1);
+found.log_search_ms = Date.now() - asked;
 await browser.close();
 console.log(JSON.stringify(found));

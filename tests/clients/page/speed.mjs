@@ -2,6 +2,7 @@
 //   long JOB            a run of a million points: cold load, first draw, zoom
 //   live WATCHED WIDE SECONDS   when the values of one run are seen, and frames while ten charts of another are live
 //   table RUNS          frames while a table of so many runs is scrolled
+//   compare RUNS        how long each picture of so many runs takes, and frames while they are pointed at and brushed
 
 import { chromium } from "playwright-core";
 import { framesOf, noteDrawings, quantile } from "./recorder.mjs";
@@ -113,6 +114,54 @@ async function table(runs) {
   return { table_worst_frame_ms: quantile(gaps, 1), p95_ms: quantile(gaps, 0.95), frames: gaps.length };
 }
 
-const found = await { long: () => long(rest[0]), live: () => live(rest[0], rest[1], Number(rest[2])), table: () => table(rest[0]) }[part]();
+/** From the click on a tab to the picture of so many runs that stands on the screen. */
+async function picture(page, name, there) {
+  const from = await page.evaluate(() => performance.now());
+  await page.getByRole("tab", { name, exact: true }).click();
+  await page.locator(there).first().waitFor();
+  return page.evaluate((since) => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame((now) => done(now - since)))), from);
+}
+
+/** Frames while the pointer goes to and fro over a picture, `down` with its button pressed. */
+async function pointing(page, selector, down = false) {
+  const box = await page.locator(selector).first().boundingBox();
+  const gaps = await framesOf(page, async () => {
+    await page.mouse.move(box.x + box.width / 2, box.y + 4);
+    if (down) await page.mouse.down();
+    for (let step = 0; step < 60; step += 1) {
+      const part = (step % 20) / 20;
+      await page.mouse.move(box.x + box.width * (down ? 0.5 : 0.1 + 0.8 * part), box.y + 4 + (box.height - 8) * part);
+      await page.waitForTimeout(16);
+    }
+    if (down) await page.mouse.up();
+  });
+  return gaps;
+}
+
+/** All runs chosen: a cold load to their curves, each other picture, and every frame while somebody looks at them. */
+async function compare(runs) {
+  const all = `[data-lines="${runs}"]`;
+  const times = [];
+  let page;
+  for (let round = 0; round < ROUNDS; round += 1) {
+    await page?.context().close();
+    page = await open("/compare?runs=*&y=train%2Floss");
+    await page.locator(all).waitFor();
+    times.push(await page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))));
+  }
+  const gaps = { hover: await pointing(page, ".u-over") };
+  const took = { scatter: await picture(page, "Scatter", `svg[aria-label*=" of ${runs} runs"]`) };
+  gaps.points = await pointing(page, `svg[aria-label*=" of ${runs} runs"]`);
+  took.parallel = await picture(page, "Parallel", `canvas${all}`);
+  gaps.lines = await pointing(page, `canvas${all} + svg`);
+  gaps.brush = await pointing(page, "[data-axis]", true);
+  took.weights = await picture(page, "What matters", "[data-weight]");
+  took.diff = await picture(page, "Differences", "table[aria-label=Differences]");
+  took.curves = await picture(page, "Curves", all);
+  const worst = Object.fromEntries(Object.entries(gaps).map(([name, all]) => [name, quantile(all, 1)]));
+  return { compare_1000_ms: quantile(times, 0.5), compare_worst_frame_ms: Math.max(...Object.values(worst)), worst, took };
+}
+
+const found = await { long: () => long(rest[0]), live: () => live(rest[0], rest[1], Number(rest[2])), table: () => table(rest[0]), compare: () => compare(rest[0]) }[part]();
 await browser.close();
 console.log(JSON.stringify(found));

@@ -23,17 +23,20 @@ export function tour(names) {
   const text = (words) => (page) => page.getByText(words).first().waitFor();
   const curve = (page) => page.locator("canvas").first().waitFor();
   const row = (page) => page.locator("[data-row]").first().waitFor();
+  const waterfall = (page) => curve(page).then(() => page.locator("section[aria-label=Trace] .lane").first().waitFor());
   const views = [
     { id: "home", path: "", seen: text("Since you last looked") },
     { id: "new-job", path: names.ended && `new?from=${names.ended}`, seen: (page) => page.locator("pre .trained").first().waitFor() },
     { id: "jobs", path: "jobs", seen: row },
     { id: "job-running", path: names.running && `jobs/${names.running}`, seen: curve },
-    { id: "job-ended", path: names.ended && `jobs/${names.ended}`, seen: curve },
+    { id: "job-ended", path: names.ended && `jobs/${names.ended}?trace=1`, seen: waterfall },
     { id: "job-failed", path: names.failed && `jobs/${names.failed}`, seen: text("failed") },
     { id: "job-waiting", path: names.waiting && `jobs/${names.waiting}`, seen: text("Waits:") },
     { id: "compare", path: names.runs && `compare?y=train%2Floss&smooth=0.6&runs=${names.runs}`, seen: curve },
     { id: "compare-parallel", path: names.runs && `compare?tab=parallel&runs=${names.runs}`, seen: row },
     { id: "compare-diff", path: names.runs && `compare?tab=diff&runs=${names.runs}`, seen: row },
+    { id: "sweeps", path: "sweeps", seen: row },
+    { id: "sweep", path: names.sweep && `sweeps/${names.sweep}`, seen: row },
     { id: "nodes", path: "nodes", seen: row },
     { id: "node", path: names.node && `nodes/${names.node}`, seen: text("cpu · percent") },
     { id: "models", path: "models", seen: row },

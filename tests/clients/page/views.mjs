@@ -157,7 +157,7 @@ async function fleet() {
   await page.getByLabel("Rule", { exact: true }).fill("any-failure");
   await page.getByLabel("Why").fill(HOSTILE);
   await button("Silence").click();
-  await page.getByRole("cell", { name: HOSTILE }).waitFor();
+  await page.getByRole("cell", { name: HOSTILE.replace("\u202e", "⟨U+202E⟩") }).waitFor();
   await button("End").click();
   await page.getByText("Nothing is silenced").waitFor();
   say("fleet", { tested });

@@ -51,6 +51,7 @@ class Evaluation:
         self._device = environment.choose_device(run.gpus)
         threads = environment.threads_of(self._plan.num_threads, run.local_world_size)
         environment.pin(threads)
+        environment.tell(run, self._device, threads)
         with steady((run.base_model, "base model")):
             check_folder(run.base_model.path)
         self._box = Sandbox()

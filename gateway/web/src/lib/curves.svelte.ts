@@ -12,6 +12,9 @@ const MAX_POINTS = 800;
 const LIST_MS = 5000;
 const FIRST_MS = 500;
 const REDRAW_MS = 1000;
+// Of many live charts each burst costs frames: so many times what drawing one took is left for all else.
+const IDLE = 6;
+const LONGEST_MS = 200;
 
 /** What the agent measures of the node beside a run: its steps are its own. */
 export const MACHINE = "system/";
@@ -45,6 +48,10 @@ export class Curves {
   live = $state(false);
   listed = $state(false);
   private range: [number, number] | null;
+  // What came since the last frame: a burst is drawn once.
+  private fresh: Series[] = [];
+  private frame = 0;
+  private due = 0;
 
   constructor(
     private readonly job: string,
@@ -69,6 +76,7 @@ export class Curves {
 
   /** Loads the curves of some metrics and follows them until the signal. */
   async follow(keys: string[], axis: AxisName, signal: AbortSignal): Promise<void> {
+    this.draw();
     for (const key of this.byKey.keys()) if (!keys.includes(key)) this.byKey.delete(key);
     if (keys.length === 0) return;
     let revision = await patient(() => this.load(keys, axis, signal), signal);
@@ -85,7 +93,7 @@ export class Curves {
         onMessage: (message) => {
           if (message.series.length === 0) return;
           if (axis !== "step") inner.abort();
-          else for (const series of message.series) this.add(series);
+          else this.gather(message.series);
           // Too many single points: let the server reduce them again.
           if ([...this.byKey.values()].some((curve) => curve.steps.length > 2 * MAX_POINTS)) inner.abort();
         },
@@ -119,8 +127,32 @@ export class Curves {
       max_step: range ? Math.ceil(range[1]) : undefined,
     };
     const answer = await get<QuerySeriesResponse>(`${this.job}/series`, query, signal);
+    this.draw();
     for (const series of answer.series) this.byKey.set(series.key, curveOf(series));
     return Number(answer.revision);
+  }
+
+  private gather(series: Series[]): void {
+    this.fresh.push(...series);
+    this.frame ||= requestAnimationFrame(this.look);
+  }
+
+  private look = (now: number): void => {
+    if (now < this.due) this.frame = requestAnimationFrame(this.look);
+    else this.draw();
+  };
+
+  private draw(): void {
+    cancelAnimationFrame(this.frame);
+    this.frame = 0;
+    if (this.fresh.length === 0) return;
+    const from = performance.now();
+    for (const series of this.fresh.splice(0)) this.add(series);
+    // Charts draw before the timer: what they cost decides how often they do.
+    setTimeout(() => {
+      const now = performance.now();
+      this.due = now + Math.min(IDLE * (now - from), LONGEST_MS);
+    });
   }
 
   private add(series: Series): void {

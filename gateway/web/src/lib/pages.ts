@@ -50,6 +50,14 @@ export const PAGES: Page[] = [
     all: () => import("../views/ComparePage.svelte"),
   },
   {
+    id: "sweeps",
+    title: "Sweeps",
+    href: "/sweeps",
+    key: "s",
+    all: () => import("../views/SweepsPage.svelte"),
+    one: () => import("../views/SweepPage.svelte"),
+  },
+  {
     id: "nodes",
     title: "Nodes",
     href: "/nodes",

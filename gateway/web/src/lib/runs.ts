@@ -1,4 +1,4 @@
-// Runs side by side: what stands in their rows, the colour of each, and how curves of many are laid over another.
+// Runs side by side: what stands in their rows, which are chosen, the colour of each, and how curves of many are laid over another.
 
 import type { Run } from "../contract";
 import type { Curve } from "./curves.svelte";
@@ -26,6 +26,47 @@ export function idOf(run: Run): string {
   return lastPart(run.job);
 }
 
+/** The states in which a run changes no more; empty where the jobs service has not told. */
+export const ENDED = /^(SUCCEEDED|FAILED|CANCELLED|)$/;
+
+/** Which runs are chosen, as the address says it: ids; or `*`, all that meet the filter, and the ids of those that are not.
+ * So a thousand runs need no thousand names. */
+export class Choice {
+  private readonly all: boolean;
+  private readonly named: Set<string>;
+
+  constructor(text: string) {
+    this.all = text.startsWith("*");
+    this.named = new Set(text.slice(this.all ? 1 : 0).split(",").filter(Boolean));
+  }
+
+  has(id: string): boolean {
+    return this.named.has(id) !== this.all;
+  }
+
+  /** The same with one run more or less, as text. */
+  toggled(id: string): string {
+    const next = new Set(this.named);
+    if (!next.delete(id)) next.add(id);
+    return (this.all ? "*" : "") + [...next].join(",");
+  }
+}
+
+/** Returns what came, with the objects that were there before where nothing changed: what is the same is not drawn anew. */
+export function settled(before: Run[], now: Run[]): Run[] {
+  const known = new Map(before.map((run) => [run.job, run]));
+  const kept = now.map((run) => {
+    const old = known.get(run.job);
+    return old && JSON.stringify(old) === JSON.stringify(run) ? old : run;
+  });
+  return kept.length === before.length && kept.every((run, at) => run === before[at]) ? before : kept;
+}
+
+/** Whether the smaller value of a metric is the better one, when nobody says. */
+export function smallerIsBetter(metric: string): boolean {
+  return !/accuracy|match|f1|rouge|bleu|chrf|score|reward|win|tokens_per|precision|recall/i.test(metric);
+}
+
 /** Returns a name as filters and orders take it. */
 export function quoted(name: string): string {
   return /^[\w./-]+$/.test(name) && !/^(and|or|not|in|has|asc|desc)$/i.test(name) ? name : `\`${name}\``;
@@ -35,12 +76,13 @@ export function quoted(name: string): string {
 export function textOf(run: Run, name: string): string {
   if (name in run.metrics) return String(run.metrics[name]);
   if (name.startsWith("label.")) return run.labels[name.slice(6)] ?? "";
-  return { experiment: run.experiment, state: lower(run.state, ""), name: run.display_name }[name] ?? run.config[name] ?? "";
+  return { experiment: run.experiment, state: lower(run.state, ""), name: run.display_name, created: run.create_time }[name] ?? run.config[name] ?? "";
 }
 
 /** The same as a number; NaN where it is none. */
 export function valueOf(run: Run, name: string): number {
   const text = textOf(run, name);
+  if (name === "created") return Date.parse(text);
   return text === "" ? NaN : Number(text);
 }
 
@@ -49,9 +91,13 @@ export function numeric(runs: Run[], name: string): boolean {
   return runs.every((run) => textOf(run, name) === "" || textOf(run, name) === "NaN" || !Number.isNaN(valueOf(run, name)));
 }
 
+const MINUTE_MS = 60_000;
+const DAY_MS = 1440 * MINUTE_MS;
+
 /** Returns places for values from 0 to 1: numbers by size, or by their logarithm; words in their order. */
 export class Scale {
   readonly words: string[] = [];
+  private readonly places = new Map<string, number>();
   readonly low: number;
   readonly high: number;
   readonly log: boolean;
@@ -59,6 +105,7 @@ export class Scale {
   constructor(runs: Run[], readonly name: string) {
     if (!numeric(runs, name)) {
       this.words = [...new Set(runs.map((run) => textOf(run, name)).filter(Boolean))].sort();
+      this.words.forEach((word, at) => this.places.set(word, at));
       [this.low, this.high, this.log] = [0, Math.max(1, this.words.length - 1), false];
       return;
     }
@@ -70,14 +117,13 @@ export class Scale {
     // Learning rates and the like lie over decades.
     this.log = low > 0 && high / low >= 30;
     if (low > high) [low, high] = [0, 1];
-    const around = low === high ? Math.abs(low) / 2 || 1 : 0;
+    const around = low !== high ? 0 : name === "created" ? MINUTE_MS : Math.abs(low) / 2 || 1;
     [this.low, this.high] = this.log ? [Math.log10(low), Math.log10(high)] : [low - around, high + around];
   }
 
   place(run: Run): number {
     if (this.words.length) {
-      const at = this.words.indexOf(textOf(run, this.name));
-      return at < 0 ? NaN : at / this.high;
+      return (this.places.get(textOf(run, this.name)) ?? NaN) / this.high;
     }
     const value = valueOf(run, this.name);
     return ((this.log ? Math.log10(value) : value) - this.low) / (this.high - this.low);
@@ -91,8 +137,14 @@ export class Scale {
     }
     return [0, 0.25, 0.5, 0.75, 1].map((at) => {
       const value = this.low + at * (this.high - this.low);
-      return { at, value: this.log ? 10 ** value : value, word: "" };
+      return { at, value: this.log ? 10 ** value : value, word: this.name === "created" ? this.moment(value) : "" };
     });
+  }
+
+  private moment(time: number): string {
+    const when = new Date(time);
+    if (this.high - this.low > DAY_MS) return when.toLocaleDateString([], { month: "short", day: "numeric" });
+    return when.toLocaleTimeString([], { hour12: false, timeStyle: this.high - this.low > 5 * MINUTE_MS ? "short" : "medium" });
   }
 }
 
@@ -126,16 +178,39 @@ function onGrid(curve: Curve, grid: number[]): Curve {
 
 /** Returns the mean of curves on the same grid, and the smallest and largest of them at each place. */
 export function meanOf(key: string, curves: Curve[]): Curve {
-  const first = curves[0] ?? { key, x: [], steps: [], values: [], low: [], high: [], times: [] };
-  const [values, low, high]: number[][] = [[], [], []];
-  first.x.forEach((_x, at) => {
-    const there = curves.flatMap((curve) => (Number.isFinite(curve.values[at]) ? [curve.values[at] as number] : []));
-    values?.push(there.length ? there.reduce((sum, value) => sum + value, 0) / there.length : NaN);
-    low?.push(there.length ? Math.min(...there) : NaN);
-    high?.push(there.length ? Math.max(...there) : NaN);
-  });
-  const steps = first.x.map((_x, at) => curves.map((curve) => curve.steps[at]).find(Number.isFinite) ?? NaN);
-  return { key, x: first.x, steps, values: values ?? [], low: low ?? [], high: high ?? [], times: [] };
+  const x = curves[0]?.x ?? [];
+  const made: Curve = { key, x, steps: [], values: [], low: [], high: [], times: [] };
+  for (let at = 0; at < x.length; at += 1) {
+    let [sum, count, low, high, step] = [0, 0, Infinity, -Infinity, NaN];
+    for (const curve of curves) {
+      const value = curve.values[at] ?? NaN;
+      if (Number.isNaN(step)) step = curve.steps[at] ?? NaN;
+      if (!Number.isFinite(value)) continue;
+      sum += value;
+      count += 1;
+      if (value < low) low = value;
+      if (value > high) high = value;
+    }
+    made.steps.push(step);
+    made.values.push(count ? sum / count : NaN);
+    made.low.push(count ? low : NaN);
+    made.high.push(count ? high : NaN);
+  }
+  return made;
+}
+
+/** Returns the value of a curve at a place, between its points by a straight line; NaN outside. */
+export function valueAt(x: number[], values: number[], place: number): number {
+  let [from, to] = [0, x.length - 1];
+  if (!(place >= (x[from] ?? NaN) && place <= (x[to] ?? NaN))) return NaN;
+  while (to - from > 1) {
+    const middle = (from + to) >> 1;
+    if ((x[middle] ?? 0) <= place) from = middle;
+    else to = middle;
+  }
+  const [x0, x1] = [x[from] ?? 0, x[to] ?? 0];
+  const part = x1 > x0 ? (place - x0) / (x1 - x0) : 0;
+  return (values[from] ?? NaN) * (1 - part) + (values[to] ?? NaN) * part;
 }
 
 /** Ranks from 1; equal values share the mean of theirs. */

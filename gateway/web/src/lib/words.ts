@@ -118,7 +118,8 @@ export function share(job: Job): number {
 /** Returns `name@3` for a resource name that ends in `/name/versions/3`. */
 export function versioned(name: string): string {
   const found = /([^/]+)\/versions\/([^/]+)$/.exec(name);
-  return found ? `${found[1]}@${found[2]}` : (name.split("/").pop() ?? name);
+  if (found) return `${found[1]}@${found[2]}`;
+  return name.includes("/checkpoints/") ? `checkpoint ${lastPart(name).slice(0, 8)}` : lastPart(name);
 }
 
 export function lastPart(name: string): string {

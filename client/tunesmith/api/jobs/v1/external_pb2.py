@@ -23,13 +23,14 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tunesmith.api.common.v1 import options_pb2 as tunesmith_dot_api_dot_common_dot_v1_dot_options__pb2
 from tunesmith.api.jobs.v1 import jobs_pb2 as tunesmith_dot_api_dot_jobs_dot_v1_dot_jobs__pb2
 from tunesmith.api.jobs.v1 import spec_pb2 as tunesmith_dot_api_dot_jobs_dot_v1_dot_spec__pb2
 from tunesmith.api.jobs.v1 import state_pb2 as tunesmith_dot_api_dot_jobs_dot_v1_dot_state__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$tunesmith/api/jobs/v1/external.proto\x12\x15tunesmith.api.jobs.v1\x1a\x1egoogle/protobuf/duration.proto\x1a%tunesmith/api/common/v1/options.proto\x1a tunesmith/api/jobs/v1/jobs.proto\x1a tunesmith/api/jobs/v1/spec.proto\x1a!tunesmith/api/jobs/v1/state.proto\"\x8d\x05\n\x17StartExternalRunRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12Z\n\x06job_id\x18\x02 \x01(\tBJ\xb2\xbb\x18\x46\x32\x1b[0-7][0-9a-hjkmnp-tv-z]{25}J\'give a lower-case ULID, or leave it out\x12\x87\x01\n\nexperiment\x18\x03 \x01(\tBs\xb2\xbb\x18o2\x19[a-z0-9]([a-z0-9-]{0,39})JRuse 1 to 40 lower-case letters, digits and dashes, starting with a letter or digit\x12\xf1\x01\n\x06labels\x18\x04 \x03(\x0b\x32:.tunesmith.api.jobs.v1.StartExternalRunRequest.LabelsEntryB\xa4\x01\xb2\xbb\x18\x9f\x01\x38\x80\x02@@Jha key has 1 to 63 letters, digits, dots, dashes, underscores and slashes, a value at most 256 charactersZ.[a-zA-Z0-9]([a-zA-Z0-9._/-]{0,61}[a-zA-Z0-9])?\x12\x35\n\x08\x65xternal\x18\x05 \x01(\x0b\x32#.tunesmith.api.jobs.v1.ExternalSpec\x12\x1a\n\nrequest_id\x18\x06 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x80\x01\n\x18StartExternalRunResponse\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12,\n\tlease_ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9c\x01\n\x17RenewExternalRunRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1c\n\x05\x65poch\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\xf0?\x12\x31\n\x08progress\x18\x03 \x01(\x0b\x32\x1f.tunesmith.api.jobs.v1.Progress\x12\x1a\n\nrequest_id\x18\x04 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"t\n\x18RenewExternalRunResponse\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\x12/\n\x07\x64\x65sired\x18\x02 \x01(\x0e\x32\x1e.tunesmith.api.jobs.v1.Desired\"\xc7\x01\n\x18\x46inishExternalRunRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1c\n\x05\x65poch\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\xf0?\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x08\x12\x18\n\x07message\x18\x04 \x01(\tB\x07\xb2\xbb\x18\x03\x38\xa0\x1f\x12\x31\n\x08progress\x18\x05 \x01(\x0b\x32\x1f.tunesmith.api.jobs.v1.Progress\x12\x1a\n\nrequest_id\x18\x06 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"D\n\x19\x46inishExternalRunResponse\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job2\xad\x04\n\x12\x45xternalRunService\x12\xb0\x01\n\x10StartExternalRun\x12..tunesmith.api.jobs.v1.StartExternalRunRequest\x1a/.tunesmith.api.jobs.v1.StartExternalRunResponse\";\xaa\xbb\x18\x37\n\njobs.write\x12\x04POST\x1a {parent=projects/*}/externalRuns\"\x01*\x12\xae\x01\n\x10RenewExternalRun\x12..tunesmith.api.jobs.v1.RenewExternalRunRequest\x1a/.tunesmith.api.jobs.v1.RenewExternalRunResponse\"9\xaa\xbb\x18\x35\n\njobs.write\x12\x04POST\x1a\x1e{name=projects/*/jobs/*}:renew\"\x01*\x12\xb2\x01\n\x11\x46inishExternalRun\x12/.tunesmith.api.jobs.v1.FinishExternalRunRequest\x1a\x30.tunesmith.api.jobs.v1.FinishExternalRunResponse\":\xaa\xbb\x18\x36\n\njobs.write\x12\x04POST\x1a\x1f{name=projects/*/jobs/*}:finish\"\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$tunesmith/api/jobs/v1/external.proto\x12\x15tunesmith.api.jobs.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%tunesmith/api/common/v1/options.proto\x1a tunesmith/api/jobs/v1/jobs.proto\x1a tunesmith/api/jobs/v1/spec.proto\x1a!tunesmith/api/jobs/v1/state.proto\"\x8d\x05\n\x17StartExternalRunRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12Z\n\x06job_id\x18\x02 \x01(\tBJ\xb2\xbb\x18\x46\x32\x1b[0-7][0-9a-hjkmnp-tv-z]{25}J\'give a lower-case ULID, or leave it out\x12\x87\x01\n\nexperiment\x18\x03 \x01(\tBs\xb2\xbb\x18o2\x19[a-z0-9]([a-z0-9-]{0,39})JRuse 1 to 40 lower-case letters, digits and dashes, starting with a letter or digit\x12\xf1\x01\n\x06labels\x18\x04 \x03(\x0b\x32:.tunesmith.api.jobs.v1.StartExternalRunRequest.LabelsEntryB\xa4\x01\xb2\xbb\x18\x9f\x01\x38\x80\x02@@Jha key has 1 to 63 letters, digits, dots, dashes, underscores and slashes, a value at most 256 charactersZ.[a-zA-Z0-9]([a-zA-Z0-9._/-]{0,61}[a-zA-Z0-9])?\x12\x35\n\x08\x65xternal\x18\x05 \x01(\x0b\x32#.tunesmith.api.jobs.v1.ExternalSpec\x12\x1a\n\nrequest_id\x18\x06 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x80\x01\n\x18StartExternalRunResponse\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12,\n\tlease_ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9c\x01\n\x17RenewExternalRunRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1c\n\x05\x65poch\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\xf0?\x12\x31\n\x08progress\x18\x03 \x01(\x0b\x32\x1f.tunesmith.api.jobs.v1.Progress\x12\x1a\n\nrequest_id\x18\x04 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"t\n\x18RenewExternalRunResponse\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job\x12/\n\x07\x64\x65sired\x18\x02 \x01(\x0e\x32\x1e.tunesmith.api.jobs.v1.Desired\"\xcb\x02\n\x1f\x43ommitExternalCheckpointRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1c\n\x05\x65poch\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\xf0?\x12\x1b\n\x04step\x18\x03 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\x12$\n\x06\x64igest\x18\x04 \x01(\tB\x14\xb2\xbb\x18\x10\x08\x01\x32\x0c[0-9a-f]{64}\x12!\n\nsize_bytes\x18\x05 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\x12\x16\n\teval_loss\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x04keep\x18\x07 \x01(\x05\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\nrequest_id\x18\t \x01(\tB\x06\xb2\xbb\x18\x02\x38@B\x0c\n\n_eval_loss\"\\\n CommitExternalCheckpointResponse\x12\x38\n\ncheckpoint\x18\x01 \x01(\x0b\x32$.tunesmith.api.jobs.v1.CheckpointRef\"\xc7\x01\n\x18\x46inishExternalRunRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1c\n\x05\x65poch\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\xf0?\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x08\x12\x18\n\x07message\x18\x04 \x01(\tB\x07\xb2\xbb\x18\x03\x38\xa0\x1f\x12\x31\n\x08progress\x18\x05 \x01(\x0b\x32\x1f.tunesmith.api.jobs.v1.Progress\x12\x1a\n\nrequest_id\x18\x06 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"D\n\x19\x46inishExternalRunResponse\x12\'\n\x03job\x18\x01 \x01(\x0b\x32\x1a.tunesmith.api.jobs.v1.Job2\x81\x06\n\x12\x45xternalRunService\x12\xb0\x01\n\x10StartExternalRun\x12..tunesmith.api.jobs.v1.StartExternalRunRequest\x1a/.tunesmith.api.jobs.v1.StartExternalRunResponse\";\xaa\xbb\x18\x37\n\njobs.write\x12\x04POST\x1a {parent=projects/*}/externalRuns\"\x01*\x12\xae\x01\n\x10RenewExternalRun\x12..tunesmith.api.jobs.v1.RenewExternalRunRequest\x1a/.tunesmith.api.jobs.v1.RenewExternalRunResponse\"9\xaa\xbb\x18\x35\n\njobs.write\x12\x04POST\x1a\x1e{name=projects/*/jobs/*}:renew\"\x01*\x12\xd1\x01\n\x18\x43ommitExternalCheckpoint\x12\x36.tunesmith.api.jobs.v1.CommitExternalCheckpointRequest\x1a\x37.tunesmith.api.jobs.v1.CommitExternalCheckpointResponse\"D\xaa\xbb\x18@\n\njobs.write\x12\x04POST\x1a){name=projects/*/jobs/*}:commitCheckpoint\"\x01*\x12\xb2\x01\n\x11\x46inishExternalRun\x12/.tunesmith.api.jobs.v1.FinishExternalRunRequest\x1a\x30.tunesmith.api.jobs.v1.FinishExternalRunResponse\":\xaa\xbb\x18\x36\n\njobs.write\x12\x04POST\x1a\x1f{name=projects/*/jobs/*}:finish\"\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,6 +55,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENEWEXTERNALRUNREQUEST'].fields_by_name['epoch']._serialized_options = b'\262\273\030\t\021\000\000\000\000\000\000\360?'
   _globals['_RENEWEXTERNALRUNREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_RENEWEXTERNALRUNREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\0028@'
+  _globals['_COMMITEXTERNALCHECKPOINTREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_COMMITEXTERNALCHECKPOINTREQUEST'].fields_by_name['name']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_COMMITEXTERNALCHECKPOINTREQUEST'].fields_by_name['epoch']._loaded_options = None
+  _globals['_COMMITEXTERNALCHECKPOINTREQUEST'].fields_by_name['epoch']._serialized_options = b'\262\273\030\t\021\000\000\000\000\000\000\360?'
+  _globals['_COMMITEXTERNALCHECKPOINTREQUEST'].fields_by_name['step']._loaded_options = None
+  _globals['_COMMITEXTERNALCHECKPOINTREQUEST'].fields_by_name['step']._serialized_options = b'\262\273\030\t\021\000\000\000\000\000\000\000\000'
+  _globals['_COMMITEXTERNALCHECKPOINTREQUEST'].fields_by_name['digest']._loaded_options = None
+  _globals['_COMMITEXTERNALCHECKPOINTREQUEST'].fields_by_name['digest']._serialized_options = b'\262\273\030\020\010\0012\014[0-9a-f]{64}'
+  _globals['_COMMITEXTERNALCHECKPOINTREQUEST'].fields_by_name['size_bytes']._loaded_options = None
+  _globals['_COMMITEXTERNALCHECKPOINTREQUEST'].fields_by_name['size_bytes']._serialized_options = b'\262\273\030\t\021\000\000\000\000\000\000\000\000'
+  _globals['_COMMITEXTERNALCHECKPOINTREQUEST'].fields_by_name['keep']._loaded_options = None
+  _globals['_COMMITEXTERNALCHECKPOINTREQUEST'].fields_by_name['keep']._serialized_options = b'\262\273\030\t\021\000\000\000\000\000\000\000\000'
+  _globals['_COMMITEXTERNALCHECKPOINTREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_COMMITEXTERNALCHECKPOINTREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\0028@'
   _globals['_FINISHEXTERNALRUNREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_FINISHEXTERNALRUNREQUEST'].fields_by_name['name']._serialized_options = b'\262\273\030\002\010\001'
   _globals['_FINISHEXTERNALRUNREQUEST'].fields_by_name['epoch']._loaded_options = None
@@ -66,22 +81,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXTERNALRUNSERVICE'].methods_by_name['StartExternalRun']._serialized_options = b'\252\273\0307\n\njobs.write\022\004POST\032 {parent=projects/*}/externalRuns\"\001*'
   _globals['_EXTERNALRUNSERVICE'].methods_by_name['RenewExternalRun']._loaded_options = None
   _globals['_EXTERNALRUNSERVICE'].methods_by_name['RenewExternalRun']._serialized_options = b'\252\273\0305\n\njobs.write\022\004POST\032\036{name=projects/*/jobs/*}:renew\"\001*'
+  _globals['_EXTERNALRUNSERVICE'].methods_by_name['CommitExternalCheckpoint']._loaded_options = None
+  _globals['_EXTERNALRUNSERVICE'].methods_by_name['CommitExternalCheckpoint']._serialized_options = b'\252\273\030@\n\njobs.write\022\004POST\032){name=projects/*/jobs/*}:commitCheckpoint\"\001*'
   _globals['_EXTERNALRUNSERVICE'].methods_by_name['FinishExternalRun']._loaded_options = None
   _globals['_EXTERNALRUNSERVICE'].methods_by_name['FinishExternalRun']._serialized_options = b'\252\273\0306\n\njobs.write\022\004POST\032\037{name=projects/*/jobs/*}:finish\"\001*'
-  _globals['_STARTEXTERNALRUNREQUEST']._serialized_start=238
-  _globals['_STARTEXTERNALRUNREQUEST']._serialized_end=891
-  _globals['_STARTEXTERNALRUNREQUEST_LABELSENTRY']._serialized_start=846
-  _globals['_STARTEXTERNALRUNREQUEST_LABELSENTRY']._serialized_end=891
-  _globals['_STARTEXTERNALRUNRESPONSE']._serialized_start=894
-  _globals['_STARTEXTERNALRUNRESPONSE']._serialized_end=1022
-  _globals['_RENEWEXTERNALRUNREQUEST']._serialized_start=1025
-  _globals['_RENEWEXTERNALRUNREQUEST']._serialized_end=1181
-  _globals['_RENEWEXTERNALRUNRESPONSE']._serialized_start=1183
-  _globals['_RENEWEXTERNALRUNRESPONSE']._serialized_end=1299
-  _globals['_FINISHEXTERNALRUNREQUEST']._serialized_start=1302
-  _globals['_FINISHEXTERNALRUNREQUEST']._serialized_end=1501
-  _globals['_FINISHEXTERNALRUNRESPONSE']._serialized_start=1503
-  _globals['_FINISHEXTERNALRUNRESPONSE']._serialized_end=1571
-  _globals['_EXTERNALRUNSERVICE']._serialized_start=1574
-  _globals['_EXTERNALRUNSERVICE']._serialized_end=2131
+  _globals['_STARTEXTERNALRUNREQUEST']._serialized_start=271
+  _globals['_STARTEXTERNALRUNREQUEST']._serialized_end=924
+  _globals['_STARTEXTERNALRUNREQUEST_LABELSENTRY']._serialized_start=879
+  _globals['_STARTEXTERNALRUNREQUEST_LABELSENTRY']._serialized_end=924
+  _globals['_STARTEXTERNALRUNRESPONSE']._serialized_start=927
+  _globals['_STARTEXTERNALRUNRESPONSE']._serialized_end=1055
+  _globals['_RENEWEXTERNALRUNREQUEST']._serialized_start=1058
+  _globals['_RENEWEXTERNALRUNREQUEST']._serialized_end=1214
+  _globals['_RENEWEXTERNALRUNRESPONSE']._serialized_start=1216
+  _globals['_RENEWEXTERNALRUNRESPONSE']._serialized_end=1332
+  _globals['_COMMITEXTERNALCHECKPOINTREQUEST']._serialized_start=1335
+  _globals['_COMMITEXTERNALCHECKPOINTREQUEST']._serialized_end=1666
+  _globals['_COMMITEXTERNALCHECKPOINTRESPONSE']._serialized_start=1668
+  _globals['_COMMITEXTERNALCHECKPOINTRESPONSE']._serialized_end=1760
+  _globals['_FINISHEXTERNALRUNREQUEST']._serialized_start=1763
+  _globals['_FINISHEXTERNALRUNREQUEST']._serialized_end=1962
+  _globals['_FINISHEXTERNALRUNRESPONSE']._serialized_start=1964
+  _globals['_FINISHEXTERNALRUNRESPONSE']._serialized_end=2032
+  _globals['_EXTERNALRUNSERVICE']._serialized_start=2035
+  _globals['_EXTERNALRUNSERVICE']._serialized_end=2804
 # @@protoc_insertion_point(module_scope)

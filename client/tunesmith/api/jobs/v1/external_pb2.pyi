@@ -9,6 +9,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from tunesmith.api.jobs.v1 import jobs_pb2 as _jobs_pb2
 from tunesmith.api.jobs.v1 import spec_pb2 as _spec_pb2
@@ -191,6 +192,90 @@ class RenewExternalRunResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenewExternalRunResponse: _TypeAlias = RenewExternalRunResponse  # noqa: Y015
+
+@_typing.final
+class CommitExternalCheckpointRequest(_message.Message):
+    """Request of CommitExternalCheckpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    EVAL_LOSS_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`projects/{project}/jobs/{job}`."""
+    epoch: _builtins.int
+    """Epoch under which the program began to write. A checkpoint that a later epoch made at the same step stays."""
+    step: _builtins.int
+    """Step at which it was made. One made there before by the same or an earlier epoch is replaced."""
+    digest: _builtins.str
+    """SHA-256 of its manifest: JSON in canonical form (sorted keys, no spaces) with `files` (by path: `path`,
+    `sha256`, `size_bytes`), `kind` (`checkpoint`) and `properties` (texts by name), uploaded with UploadBlob.
+    """
+    size_bytes: _builtins.int
+    """Size of all its files in bytes."""
+    eval_loss: _builtins.float
+    """Loss of an evaluation at that step. Absent: there was none."""
+    keep: _builtins.int
+    """How many of the newest checkpoints the run keeps beside those that are pinned. 0: all."""
+    request_id: _builtins.str
+    """Id chosen by the client. The same checkpoint is entered once, with or without it."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was made. Absent: now."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        step: _builtins.int = ...,
+        digest: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        eval_loss: _builtins.float | None = ...,
+        keep: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss", "create_time", b"create_time", "eval_loss", b"eval_loss"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss", "create_time", b"create_time", "digest", b"digest", "epoch", b"epoch", "eval_loss", b"eval_loss", "keep", b"keep", "name", b"name", "request_id", b"request_id", "size_bytes", b"size_bytes", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__eval_loss: _TypeAlias = _typing.Literal["eval_loss"]  # noqa: Y015
+    _WhichOneofArgType__eval_loss: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eval_loss) -> _WhichOneofReturnType__eval_loss | None: ...
+
+Global___CommitExternalCheckpointRequest: _TypeAlias = CommitExternalCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class CommitExternalCheckpointResponse(_message.Message):
+    """Response of CommitExternalCheckpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkpoint(self) -> _state_pb2.CheckpointRef:
+        """The checkpoint."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: _state_pb2.CheckpointRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommitExternalCheckpointResponse: _TypeAlias = CommitExternalCheckpointResponse  # noqa: Y015
 
 @_typing.final
 class FinishExternalRunRequest(_message.Message):

@@ -45,6 +45,11 @@ class ExternalRunServiceStub(object):
                 request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_external__pb2.RenewExternalRunRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_external__pb2.RenewExternalRunResponse.FromString,
                 _registered_method=True)
+        self.CommitExternalCheckpoint = channel.unary_unary(
+                '/tunesmith.api.jobs.v1.ExternalRunService/CommitExternalCheckpoint',
+                request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_external__pb2.CommitExternalCheckpointRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_external__pb2.CommitExternalCheckpointResponse.FromString,
+                _registered_method=True)
         self.FinishExternalRun = channel.unary_unary(
                 '/tunesmith.api.jobs.v1.ExternalRunService/FinishExternalRun',
                 request_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_external__pb2.FinishExternalRunRequest.SerializeToString,
@@ -73,6 +78,15 @@ class ExternalRunServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CommitExternalCheckpoint(self, request, context):
+        """Enters a checkpoint of the program's own, whose files and manifest were uploaded before. It is kept as it
+        is and never loaded by the platform: jobs cannot go on from it. RegisterModelVersion makes a version of
+        one that is an adapter or a model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FinishExternalRun(self, request, context):
         """Ends a run. Harmless when repeated.
         """
@@ -92,6 +106,11 @@ def add_ExternalRunServiceServicer_to_server(servicer, server):
                     servicer.RenewExternalRun,
                     request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_external__pb2.RenewExternalRunRequest.FromString,
                     response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_external__pb2.RenewExternalRunResponse.SerializeToString,
+            ),
+            'CommitExternalCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.CommitExternalCheckpoint,
+                    request_deserializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_external__pb2.CommitExternalCheckpointRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_jobs_dot_v1_dot_external__pb2.CommitExternalCheckpointResponse.SerializeToString,
             ),
             'FinishExternalRun': grpc.unary_unary_rpc_method_handler(
                     servicer.FinishExternalRun,
@@ -154,6 +173,33 @@ class ExternalRunService(object):
             '/tunesmith.api.jobs.v1.ExternalRunService/RenewExternalRun',
             tunesmith_dot_api_dot_jobs_dot_v1_dot_external__pb2.RenewExternalRunRequest.SerializeToString,
             tunesmith_dot_api_dot_jobs_dot_v1_dot_external__pb2.RenewExternalRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CommitExternalCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.jobs.v1.ExternalRunService/CommitExternalCheckpoint',
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_external__pb2.CommitExternalCheckpointRequest.SerializeToString,
+            tunesmith_dot_api_dot_jobs_dot_v1_dot_external__pb2.CommitExternalCheckpointResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,11 @@ class ExternalRunServiceStub:
     silent for longer than the lease stands in a condition of the job; after ten minutes the attempt is
     LOST and the job PAUSED, until the program or another takes it up again.
     """
+    CommitExternalCheckpoint: _grpc.UnaryUnaryMultiCallable[_external_pb2.CommitExternalCheckpointRequest, _external_pb2.CommitExternalCheckpointResponse]
+    """Enters a checkpoint of the program's own, whose files and manifest were uploaded before. It is kept as it
+    is and never loaded by the platform: jobs cannot go on from it. RegisterModelVersion makes a version of
+    one that is an adapter or a model.
+    """
     FinishExternalRun: _grpc.UnaryUnaryMultiCallable[_external_pb2.FinishExternalRunRequest, _external_pb2.FinishExternalRunResponse]
     """Ends a run. Harmless when repeated."""
 
@@ -60,6 +65,11 @@ class ExternalRunServiceAsyncStub(ExternalRunServiceStub):
     """Says that the program still runs and how far it is; the answer says what is wanted of it. Who is
     silent for longer than the lease stands in a condition of the job; after ten minutes the attempt is
     LOST and the job PAUSED, until the program or another takes it up again.
+    """
+    CommitExternalCheckpoint: _aio.UnaryUnaryMultiCallable[_external_pb2.CommitExternalCheckpointRequest, _external_pb2.CommitExternalCheckpointResponse]  # type: ignore[assignment]
+    """Enters a checkpoint of the program's own, whose files and manifest were uploaded before. It is kept as it
+    is and never loaded by the platform: jobs cannot go on from it. RegisterModelVersion makes a version of
+    one that is an adapter or a model.
     """
     FinishExternalRun: _aio.UnaryUnaryMultiCallable[_external_pb2.FinishExternalRunRequest, _external_pb2.FinishExternalRunResponse]  # type: ignore[assignment]
     """Ends a run. Harmless when repeated."""
@@ -86,6 +96,17 @@ class ExternalRunServiceServicer(metaclass=_abc_1.ABCMeta):
         """Says that the program still runs and how far it is; the answer says what is wanted of it. Who is
         silent for longer than the lease stands in a condition of the job; after ten minutes the attempt is
         LOST and the job PAUSED, until the program or another takes it up again.
+        """
+
+    @_abc_1.abstractmethod
+    def CommitExternalCheckpoint(
+        self,
+        request: _external_pb2.CommitExternalCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_external_pb2.CommitExternalCheckpointResponse, _abc.Awaitable[_external_pb2.CommitExternalCheckpointResponse]]:
+        """Enters a checkpoint of the program's own, whose files and manifest were uploaded before. It is kept as it
+        is and never loaded by the platform: jobs cannot go on from it. RegisterModelVersion makes a version of
+        one that is an adapter or a model.
         """
 
     @_abc_1.abstractmethod

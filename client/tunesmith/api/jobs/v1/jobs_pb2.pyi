@@ -702,6 +702,7 @@ class Job(_message.Message):
     ACCEPT_DRIFT_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     MICRO_BATCH_DIVISOR_FIELD_NUMBER: _builtins.int
+    LOST_SECONDS_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -736,6 +737,8 @@ class Job(_message.Message):
     """True when the user accepted that environment or libraries may differ from a checkpoint's."""
     micro_batch_divisor: _builtins.int
     """By how much micro-batches were divided after memory ran out (OOM_POLICY_HALVE_MICRO_BATCH). 0: not."""
+    lost_seconds: _builtins.float
+    """Seconds that faults cost it: `lost_seconds` of its attempts."""
     evaluation: _builtins.str
     """The evaluation entered, when an evaluation SUCCEEDED."""
     @_builtins.property
@@ -841,12 +844,13 @@ class Job(_message.Message):
         accept_drift: _builtins.bool = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
         micro_batch_divisor: _builtins.int = ...,
+        lost_seconds: _builtins.float = ...,
         targets: _abc.Iterable[_evaluation_pb2.PinnedTarget] | None = ...,
         evaluation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "checkpoint", b"checkpoint", "create_time", b"create_time", "dataset", b"dataset", "delete_time", b"delete_time", "end_time", b"end_time", "failure", b"failure", "forked_from", b"forked_from", "move", b"move", "progress", b"progress", "prompt_template", b"prompt_template", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_drift", b"accept_drift", "active", b"active", "base_model", b"base_model", "checkpoint", b"checkpoint", "conditions", b"conditions", "create_time", b"create_time", "creator", b"creator", "dataset", b"dataset", "delete_time", b"delete_time", "desired", b"desired", "display_name", b"display_name", "end_time", b"end_time", "epoch", b"epoch", "evaluation", b"evaluation", "failure", b"failure", "forked_from", b"forked_from", "job_id", b"job_id", "micro_batch_divisor", b"micro_batch_divisor", "model_version", b"model_version", "move", b"move", "name", b"name", "progress", b"progress", "prompt_template", b"prompt_template", "revision", b"revision", "samples", b"samples", "spec", b"spec", "spec_digest", b"spec_digest", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "targets", b"targets", "terminal", b"terminal", "traceparent", b"traceparent", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_drift", b"accept_drift", "active", b"active", "base_model", b"base_model", "checkpoint", b"checkpoint", "conditions", b"conditions", "create_time", b"create_time", "creator", b"creator", "dataset", b"dataset", "delete_time", b"delete_time", "desired", b"desired", "display_name", b"display_name", "end_time", b"end_time", "epoch", b"epoch", "evaluation", b"evaluation", "failure", b"failure", "forked_from", b"forked_from", "job_id", b"job_id", "lost_seconds", b"lost_seconds", "micro_batch_divisor", b"micro_batch_divisor", "model_version", b"model_version", "move", b"move", "name", b"name", "progress", b"progress", "prompt_template", b"prompt_template", "revision", b"revision", "samples", b"samples", "spec", b"spec", "spec_digest", b"spec_digest", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "targets", b"targets", "terminal", b"terminal", "traceparent", b"traceparent", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

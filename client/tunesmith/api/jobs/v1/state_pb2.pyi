@@ -295,6 +295,26 @@ class Attempt(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class EnvironmentEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -306,6 +326,8 @@ class Attempt(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     RESUMED_FROM_FIELD_NUMBER: _builtins.int
     DRIFT_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    LOST_SECONDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/{project}/jobs/{job}/attempts/{epoch}`."""
     epoch: _builtins.int
@@ -316,6 +338,10 @@ class Attempt(_message.Message):
     """Step of the checkpoint it started from. 0: from the beginning."""
     resumed_from: _builtins.str
     """What it went on from: `checkpoint`, `snapshot` (memory that outlived the last trainer), or empty."""
+    lost_seconds: _builtins.float
+    """Seconds that what ended the attempts before it cost the job: from where training stood when it was
+    last heard of until this attempt stood there again. 0: nothing failed before it.
+    """
     @_builtins.property
     def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Nodes by rank."""
@@ -342,6 +368,12 @@ class Attempt(_message.Message):
         here on the bits are not those of an undisturbed run.
         """
 
+    @_builtins.property
+    def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What it computed with, by name: versions, device, instruction set, threads, host. Empty before the
+        trainer knows it, and for a program that writes its own metrics.
+        """
+
     def __init__(
         self,
         *,
@@ -356,10 +388,12 @@ class Attempt(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         resumed_from: _builtins.str = ...,
         drift: _abc.Iterable[_builtins.str] | None = ...,
+        environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        lost_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "drift", b"drift", "end_time", b"end_time", "epoch", b"epoch", "failure", b"failure", "name", b"name", "nodes", b"nodes", "resumed_from", b"resumed_from", "resumed_step", b"resumed_step", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "drift", b"drift", "end_time", b"end_time", "environment", b"environment", "epoch", b"epoch", "failure", b"failure", "lost_seconds", b"lost_seconds", "name", b"name", "nodes", b"nodes", "resumed_from", b"resumed_from", "resumed_step", b"resumed_step", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -442,6 +476,11 @@ class Progress(_message.Message):
     SUGGESTED_CHECKPOINT_INTERVAL_FIELD_NUMBER: _builtins.int
     CHECKPOINT_AGE_SECONDS_FIELD_NUMBER: _builtins.int
     EVAL_SCORES_FIELD_NUMBER: _builtins.int
+    TFLOPS_FIELD_NUMBER: _builtins.int
+    MFU_FIELD_NUMBER: _builtins.int
+    GPU_MEMORY_PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    GPU_MEMORY_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Optimizer steps done."""
     total_steps: _builtins.int
@@ -468,6 +507,20 @@ class Progress(_message.Message):
     """True when early stopping ended training."""
     checkpoint_age_seconds: _builtins.float
     """Seconds since the last durable checkpoint. Absent before the first."""
+    tflops: _builtins.float
+    """10^12 floating-point operations a second that the model's passes need at this pace, over all ranks;
+    padding and recomputation do not count. 0: not known.
+    """
+    mfu: _builtins.float
+    """Share of the GPUs' peak that `tflops` is, from 0 to 1 (model FLOP/s utilisation). Absent on processors and on
+    GPUs whose peak is not known.
+    """
+    gpu_memory_peak_bytes: _builtins.int
+    """Most bytes that tensors of the first rank took on its GPU at once. 0: it has no GPU."""
+    gpu_memory_total_bytes: _builtins.int
+    """Memory of that GPU. 0: it has no GPU."""
+    resident_bytes: _builtins.int
+    """Resident memory of the first rank's process now. 0: not known."""
     @_builtins.property
     def eta(self) -> _duration_pb2.Duration:
         """Time to the end. Absent until the pace is known."""
@@ -506,19 +559,28 @@ class Progress(_message.Message):
         suggested_checkpoint_interval: _duration_pb2.Duration | None = ...,
         checkpoint_age_seconds: _builtins.float | None = ...,
         eval_scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        tflops: _builtins.float = ...,
+        mfu: _builtins.float | None = ...,
+        gpu_memory_peak_bytes: _builtins.int = ...,
+        gpu_memory_total_bytes: _builtins.int = ...,
+        resident_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_age_seconds", b"_checkpoint_age_seconds", "_eval_loss", b"_eval_loss", "checkpoint_age_seconds", b"checkpoint_age_seconds", "eta", b"eta", "eval_loss", b"eval_loss", "suggested_checkpoint_interval", b"suggested_checkpoint_interval", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_age_seconds", b"_checkpoint_age_seconds", "_eval_loss", b"_eval_loss", "_mfu", b"_mfu", "checkpoint_age_seconds", b"checkpoint_age_seconds", "eta", b"eta", "eval_loss", b"eval_loss", "mfu", b"mfu", "suggested_checkpoint_interval", b"suggested_checkpoint_interval", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_age_seconds", b"_checkpoint_age_seconds", "_eval_loss", b"_eval_loss", "checkpoint_age_seconds", b"checkpoint_age_seconds", "checkpoint_seconds", b"checkpoint_seconds", "epoch", b"epoch", "eta", b"eta", "eval_loss", b"eval_loss", "eval_scores", b"eval_scores", "first_loss", b"first_loss", "loss", b"loss", "phase", b"phase", "skipped_steps", b"skipped_steps", "step", b"step", "stopped_early", b"stopped_early", "suggested_checkpoint_interval", b"suggested_checkpoint_interval", "time", b"time", "tokens_per_second", b"tokens_per_second", "total_steps", b"total_steps", "training_seconds", b"training_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_age_seconds", b"_checkpoint_age_seconds", "_eval_loss", b"_eval_loss", "_mfu", b"_mfu", "checkpoint_age_seconds", b"checkpoint_age_seconds", "checkpoint_seconds", b"checkpoint_seconds", "epoch", b"epoch", "eta", b"eta", "eval_loss", b"eval_loss", "eval_scores", b"eval_scores", "first_loss", b"first_loss", "gpu_memory_peak_bytes", b"gpu_memory_peak_bytes", "gpu_memory_total_bytes", b"gpu_memory_total_bytes", "loss", b"loss", "mfu", b"mfu", "phase", b"phase", "resident_bytes", b"resident_bytes", "skipped_steps", b"skipped_steps", "step", b"step", "stopped_early", b"stopped_early", "suggested_checkpoint_interval", b"suggested_checkpoint_interval", "tflops", b"tflops", "time", b"time", "tokens_per_second", b"tokens_per_second", "total_steps", b"total_steps", "training_seconds", b"training_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checkpoint_age_seconds: _TypeAlias = _typing.Literal["checkpoint_age_seconds"]  # noqa: Y015
     _WhichOneofArgType__checkpoint_age_seconds: _TypeAlias = _typing.Literal["_checkpoint_age_seconds", b"_checkpoint_age_seconds"]  # noqa: Y015
     _WhichOneofReturnType__eval_loss: _TypeAlias = _typing.Literal["eval_loss"]  # noqa: Y015
     _WhichOneofArgType__eval_loss: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss"]  # noqa: Y015
+    _WhichOneofReturnType__mfu: _TypeAlias = _typing.Literal["mfu"]  # noqa: Y015
+    _WhichOneofArgType__mfu: _TypeAlias = _typing.Literal["_mfu", b"_mfu"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_age_seconds) -> _WhichOneofReturnType__checkpoint_age_seconds | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__eval_loss) -> _WhichOneofReturnType__eval_loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mfu) -> _WhichOneofReturnType__mfu | None: ...
 
 Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
@@ -537,6 +599,7 @@ class CheckpointRef(_message.Message):
     PINNED_FIELD_NUMBER: _builtins.int
     EXPIRED_FIELD_NUMBER: _builtins.int
     JUDGED_FIELD_NUMBER: _builtins.int
+    EXTERNAL_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Optimizer steps done when it was taken."""
     epoch: _builtins.int
@@ -555,6 +618,8 @@ class CheckpointRef(_message.Message):
     """What `keep_best_checkpoints` compares, smaller is better: the evaluation loss, or `training.answers.best_metric`,
     negated when larger values are better. Absent when there was no evaluation, or it is the loss.
     """
+    external: _builtins.bool
+    """True for one of a program of its owner's: it is kept as it is, and no job can go on from it."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was committed."""
@@ -571,10 +636,11 @@ class CheckpointRef(_message.Message):
         pinned: _builtins.bool = ...,
         expired: _builtins.bool = ...,
         judged: _builtins.float | None = ...,
+        external: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss", "_judged", b"_judged", "create_time", b"create_time", "eval_loss", b"eval_loss", "judged", b"judged"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss", "_judged", b"_judged", "create_time", b"create_time", "digest", b"digest", "epoch", b"epoch", "eval_loss", b"eval_loss", "expired", b"expired", "judged", b"judged", "pinned", b"pinned", "size_bytes", b"size_bytes", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss", "_judged", b"_judged", "create_time", b"create_time", "digest", b"digest", "epoch", b"epoch", "eval_loss", b"eval_loss", "expired", b"expired", "external", b"external", "judged", b"judged", "pinned", b"pinned", "size_bytes", b"size_bytes", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__eval_loss: _TypeAlias = _typing.Literal["eval_loss"]  # noqa: Y015
     _WhichOneofArgType__eval_loss: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss"]  # noqa: Y015

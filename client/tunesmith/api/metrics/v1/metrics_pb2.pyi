@@ -226,9 +226,7 @@ class QuerySeriesRequest(_message.Message):
     max_step: _builtins.int
     """Last step wanted. 0: to the end."""
     max_points: _builtins.int
-    """Most points a series. Longer series are reduced to this many buckets, each with its
-    extremes. 0: full resolution.
-    """
+    """Most points a series. Longer ones are reduced to this many buckets, each with its extremes. 0: full resolution."""
     reduction: Global___Reduction.ValueType
     """How long series are reduced. Default: buckets with their extremes."""
     smoothing: _builtins.float
@@ -736,10 +734,13 @@ class QueryLogsResponse(_message.Message):
     LINES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    PREVIOUS_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Token of the next page. Empty: this was the last."""
     revision: _builtins.int
     """Everything up to this revision is in the answer; TailLogs goes on from here."""
+    previous_page_token: _builtins.str
+    """Token of the page on the other side of this one, which may turn out empty. Empty: no lines here."""
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogLine]:
         """Lines, oldest first."""
@@ -750,10 +751,11 @@ class QueryLogsResponse(_message.Message):
         lines: _abc.Iterable[Global___LogLine] | None = ...,
         next_page_token: _builtins.str = ...,
         revision: _builtins.int = ...,
+        previous_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "next_page_token", b"next_page_token", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "next_page_token", b"next_page_token", "previous_page_token", b"previous_page_token", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

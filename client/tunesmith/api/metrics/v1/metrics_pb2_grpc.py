@@ -134,8 +134,7 @@ class MetricsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchSeries(self, request, context):
-        """Streams points as they are stored, from a revision on. After a resume a step may come again
-        with a higher epoch; the later point replaces the earlier.
+        """Streams points as they are stored, from a revision on. A step that comes again after a resume replaces the earlier.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

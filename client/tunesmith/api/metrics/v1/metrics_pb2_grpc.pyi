@@ -41,9 +41,7 @@ class MetricsServiceStub:
     QuerySeries: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.QuerySeriesRequest, _metrics_pb2.QuerySeriesResponse]
     """Returns curves, one point a step, in full or reduced to buckets with their extremes."""
     WatchSeries: _grpc.UnaryStreamMultiCallable[_metrics_pb2.WatchSeriesRequest, _metrics_pb2.WatchSeriesResponse]
-    """Streams points as they are stored, from a revision on. After a resume a step may come again
-    with a higher epoch; the later point replaces the earlier.
-    """
+    """Streams points as they are stored, from a revision on. A step that comes again after a resume replaces the earlier."""
     CompareSeries: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.CompareSeriesRequest, _metrics_pb2.CompareSeriesResponse]
     """Returns curves of many jobs in one call, for comparing them."""
     StreamSeries: _grpc.UnaryStreamMultiCallable[_export_pb2.StreamSeriesRequest, _export_pb2.StreamSeriesResponse]
@@ -79,9 +77,7 @@ class MetricsServiceAsyncStub(MetricsServiceStub):
     QuerySeries: _aio.UnaryUnaryMultiCallable[_metrics_pb2.QuerySeriesRequest, _metrics_pb2.QuerySeriesResponse]  # type: ignore[assignment]
     """Returns curves, one point a step, in full or reduced to buckets with their extremes."""
     WatchSeries: _aio.UnaryStreamMultiCallable[_metrics_pb2.WatchSeriesRequest, _metrics_pb2.WatchSeriesResponse]  # type: ignore[assignment]
-    """Streams points as they are stored, from a revision on. After a resume a step may come again
-    with a higher epoch; the later point replaces the earlier.
-    """
+    """Streams points as they are stored, from a revision on. A step that comes again after a resume replaces the earlier."""
     CompareSeries: _aio.UnaryUnaryMultiCallable[_metrics_pb2.CompareSeriesRequest, _metrics_pb2.CompareSeriesResponse]  # type: ignore[assignment]
     """Returns curves of many jobs in one call, for comparing them."""
     StreamSeries: _aio.UnaryStreamMultiCallable[_export_pb2.StreamSeriesRequest, _export_pb2.StreamSeriesResponse]  # type: ignore[assignment]
@@ -132,9 +128,7 @@ class MetricsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _metrics_pb2.WatchSeriesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_metrics_pb2.WatchSeriesResponse], _abc.AsyncIterator[_metrics_pb2.WatchSeriesResponse]]:
-        """Streams points as they are stored, from a revision on. After a resume a step may come again
-        with a higher epoch; the later point replaces the earlier.
-        """
+        """Streams points as they are stored, from a revision on. A step that comes again after a resume replaces the earlier."""
 
     @_abc_1.abstractmethod
     def CompareSeries(

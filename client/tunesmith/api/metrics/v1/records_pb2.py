@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tunesmith.api.common.v1 import options_pb2 as tunesmith_dot_api_dot_common_dot_v1_dot_options__pb2
 from tunesmith.api.metrics.v1 import events_pb2 as tunesmith_dot_api_dot_metrics_dot_v1_dot_events__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tunesmith/api/metrics/v1/records.proto\x12\x18tunesmith.api.metrics.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%tunesmith/api/common/v1/options.proto\x1a%tunesmith/api/metrics/v1/events.proto\"\xac\x02\n\x13WriteRecordsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1c\n\x05\x65poch\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\xf0?\x12 \n\tfirst_seq\x18\x03 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\x12@\n\x07records\x18\x04 \x03(\x0b\x32&.tunesmith.api.metrics.v1.LoggedRecordB\x07\xb2\xbb\x18\x03@\x90N\x12!\n\nlog_offset\x18\x05 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\x12<\n\x05lines\x18\x06 \x03(\x0b\x32$.tunesmith.api.metrics.v1.LoggedLineB\x07\xb2\xbb\x18\x03@\x90N\x12\x1a\n\nrequest_id\x18\x07 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"\xb9\x01\n\x0cLoggedRecord\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x42\n\x06values\x18\x03 \x03(\x0b\x32\x32.tunesmith.api.metrics.v1.LoggedRecord.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"t\n\nLoggedLine\x12\x16\n\x04text\x18\x01 \x01(\tB\x08\xb2\xbb\x18\x04\x38\x80\x80\x01\x12\x31\n\x05level\x18\x02 \x01(\x0e\x32\".tunesmith.api.metrics.v1.LogLevel\x12\x1b\n\x04step\x18\x03 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\"?\n\x14WriteRecordsResponse\x12\x13\n\x0bmetrics_seq\x18\x01 \x01(\x03\x12\x12\n\nlog_offset\x18\x02 \x01(\x03\x32\xbe\x01\n\rRecordService\x12\xac\x01\n\x0cWriteRecords\x12-.tunesmith.api.metrics.v1.WriteRecordsRequest\x1a..tunesmith.api.metrics.v1.WriteRecordsResponse\"=\xaa\xbb\x18\x39\n\njobs.write\x12\x04POST\x1a\"{parent=projects/*/jobs/*}/records\"\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tunesmith/api/metrics/v1/records.proto\x12\x18tunesmith.api.metrics.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%tunesmith/api/common/v1/options.proto\x1a%tunesmith/api/metrics/v1/events.proto\"\xac\x02\n\x13WriteRecordsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x1c\n\x05\x65poch\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\xf0?\x12 \n\tfirst_seq\x18\x03 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\x12@\n\x07records\x18\x04 \x03(\x0b\x32&.tunesmith.api.metrics.v1.LoggedRecordB\x07\xb2\xbb\x18\x03@\x90N\x12!\n\nlog_offset\x18\x05 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\x12<\n\x05lines\x18\x06 \x03(\x0b\x32$.tunesmith.api.metrics.v1.LoggedLineB\x07\xb2\xbb\x18\x03@\x90N\x12\x1a\n\nrequest_id\x18\x07 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"\xed\x01\n\x0cLoggedRecord\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x42\n\x06values\x18\x03 \x03(\x0b\x32\x32.tunesmith.api.metrics.v1.LoggedRecord.ValuesEntry\x12\x32\n\x04rich\x18\x04 \x01(\x0b\x32$.tunesmith.api.metrics.v1.LoggedRich\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xab\x01\n\nLoggedRich\x12\x14\n\x03key\x18\x01 \x01(\tB\x07\xb2\xbb\x18\x03\x38\x80\x02\x12\x38\n\thistogram\x18\x02 \x01(\x0b\x32#.tunesmith.api.metrics.v1.HistogramH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x34\n\x07picture\x18\x04 \x01(\x0b\x32!.tunesmith.api.metrics.v1.PictureH\x00\x42\x07\n\x05value\"t\n\nLoggedLine\x12\x16\n\x04text\x18\x01 \x01(\tB\x08\xb2\xbb\x18\x04\x38\x80\x80\x01\x12\x31\n\x05level\x18\x02 \x01(\x0e\x32\".tunesmith.api.metrics.v1.LogLevel\x12\x1b\n\x04step\x18\x03 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\"i\n\x14WriteRecordsResponse\x12\x13\n\x0bmetrics_seq\x18\x01 \x01(\x03\x12\x12\n\nlog_offset\x18\x02 \x01(\x03\x12(\n\x05pause\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration2\xbe\x01\n\rRecordService\x12\xac\x01\n\x0cWriteRecords\x12-.tunesmith.api.metrics.v1.WriteRecordsRequest\x1a..tunesmith.api.metrics.v1.WriteRecordsResponse\"=\xaa\xbb\x18\x39\n\njobs.write\x12\x04POST\x1a\"{parent=projects/*/jobs/*}/records\"\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,22 +51,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WRITERECORDSREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\0028@'
   _globals['_LOGGEDRECORD_VALUESENTRY']._loaded_options = None
   _globals['_LOGGEDRECORD_VALUESENTRY']._serialized_options = b'8\001'
+  _globals['_LOGGEDRICH'].fields_by_name['key']._loaded_options = None
+  _globals['_LOGGEDRICH'].fields_by_name['key']._serialized_options = b'\262\273\030\0038\200\002'
   _globals['_LOGGEDLINE'].fields_by_name['text']._loaded_options = None
   _globals['_LOGGEDLINE'].fields_by_name['text']._serialized_options = b'\262\273\030\0048\200\200\001'
   _globals['_LOGGEDLINE'].fields_by_name['step']._loaded_options = None
   _globals['_LOGGEDLINE'].fields_by_name['step']._serialized_options = b'\262\273\030\t\021\000\000\000\000\000\000\000\000'
   _globals['_RECORDSERVICE'].methods_by_name['WriteRecords']._loaded_options = None
   _globals['_RECORDSERVICE'].methods_by_name['WriteRecords']._serialized_options = b'\252\273\0309\n\njobs.write\022\004POST\032\"{parent=projects/*/jobs/*}/records\"\001*'
-  _globals['_WRITERECORDSREQUEST']._serialized_start=180
-  _globals['_WRITERECORDSREQUEST']._serialized_end=480
-  _globals['_LOGGEDRECORD']._serialized_start=483
-  _globals['_LOGGEDRECORD']._serialized_end=668
-  _globals['_LOGGEDRECORD_VALUESENTRY']._serialized_start=623
-  _globals['_LOGGEDRECORD_VALUESENTRY']._serialized_end=668
-  _globals['_LOGGEDLINE']._serialized_start=670
-  _globals['_LOGGEDLINE']._serialized_end=786
-  _globals['_WRITERECORDSRESPONSE']._serialized_start=788
-  _globals['_WRITERECORDSRESPONSE']._serialized_end=851
-  _globals['_RECORDSERVICE']._serialized_start=854
-  _globals['_RECORDSERVICE']._serialized_end=1044
+  _globals['_WRITERECORDSREQUEST']._serialized_start=212
+  _globals['_WRITERECORDSREQUEST']._serialized_end=512
+  _globals['_LOGGEDRECORD']._serialized_start=515
+  _globals['_LOGGEDRECORD']._serialized_end=752
+  _globals['_LOGGEDRECORD_VALUESENTRY']._serialized_start=707
+  _globals['_LOGGEDRECORD_VALUESENTRY']._serialized_end=752
+  _globals['_LOGGEDRICH']._serialized_start=755
+  _globals['_LOGGEDRICH']._serialized_end=926
+  _globals['_LOGGEDLINE']._serialized_start=928
+  _globals['_LOGGEDLINE']._serialized_end=1044
+  _globals['_WRITERECORDSRESPONSE']._serialized_start=1046
+  _globals['_WRITERECORDSRESPONSE']._serialized_end=1151
+  _globals['_RECORDSERVICE']._serialized_start=1154
+  _globals['_RECORDSERVICE']._serialized_end=1344
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ Points and lines that a program sends itself, without an agent: those of externa
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -103,6 +104,7 @@ class LoggedRecord(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
+    RICH_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Step."""
     @_builtins.property
@@ -112,8 +114,12 @@ class LoggedRecord(_message.Message):
     @_builtins.property
     def values(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Values by key; NaN and infinity are values too. A key has 1 to 256 printable characters;
-        at least one.
+        at least one, unless there is `rich`.
         """
+
+    @_builtins.property
+    def rich(self) -> Global___LoggedRich:
+        """A value that is no number, instead of `values`."""
 
     def __init__(
         self,
@@ -121,14 +127,55 @@ class LoggedRecord(_message.Message):
         step: _builtins.int = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
         values: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        rich: Global___LoggedRich | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rich", b"rich", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["step", b"step", "time", b"time", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rich", b"rich", "step", b"step", "time", b"time", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LoggedRecord: _TypeAlias = LoggedRecord  # noqa: Y015
+
+@_typing.final
+class LoggedRich(_message.Message):
+    """A distribution, text or picture that a program logs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    HISTOGRAM_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    PICTURE_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Its key, 1 to 256 printable characters."""
+    text: _builtins.str
+    """Text, at most 64 KiB in UTF-8."""
+    @_builtins.property
+    def histogram(self) -> _events_pb2.Histogram:
+        """Distribution of many numbers."""
+
+    @_builtins.property
+    def picture(self) -> _events_pb2.Picture:
+        """Picture, uploaded (UploadBlob) and held (HoldBlob) before."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        histogram: _events_pb2.Histogram | None = ...,
+        text: _builtins.str = ...,
+        picture: _events_pb2.Picture | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["histogram", b"histogram", "picture", b"picture", "text", b"text", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["histogram", b"histogram", "key", b"key", "picture", b"picture", "text", b"text", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["histogram", "text", "picture"]  # noqa: Y015
+    _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_value) -> _WhichOneofReturnType_value | None: ...
+
+Global___LoggedRich: _TypeAlias = LoggedRich  # noqa: Y015
 
 @_typing.final
 class LoggedLine(_message.Message):
@@ -168,19 +215,25 @@ class WriteRecordsResponse(_message.Message):
 
     METRICS_SEQ_FIELD_NUMBER: _builtins.int
     LOG_OFFSET_FIELD_NUMBER: _builtins.int
+    PAUSE_FIELD_NUMBER: _builtins.int
     metrics_seq: _builtins.int
     """Sequence number up to which every record of this epoch is stored."""
     log_offset: _builtins.int
     """Offset up to which every byte of the log is stored."""
+    @_builtins.property
+    def pause(self) -> _duration_pb2.Duration:
+        """How long to gather records before the next call: short while somebody looks at the run."""
+
     def __init__(
         self,
         *,
         metrics_seq: _builtins.int = ...,
         log_offset: _builtins.int = ...,
+        pause: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pause", b"pause"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_offset", b"log_offset", "metrics_seq", b"metrics_seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_offset", b"log_offset", "metrics_seq", b"metrics_seq", "pause", b"pause"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

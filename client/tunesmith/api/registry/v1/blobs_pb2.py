@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from tunesmith.api.common.v1 import options_pb2 as tunesmith_dot_api_dot_common_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tunesmith/api/registry/v1/blobs.proto\x12\x19tunesmith.api.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%tunesmith/api/common/v1/options.proto\"F\n\x11UploadBlobRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\"\n\x06sha256\x18\x02 \x01(\tB\x12\xb2\xbb\x18\x0e\x32\x0c[0-9a-f]{64}\"8\n\x12UploadBlobResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"7\n\x0fStatBlobRequest\x12$\n\x06\x64igest\x18\x01 \x01(\tB\x14\xb2\xbb\x18\x10\x08\x01\x32\x0c[0-9a-f]{64}\"6\n\x10StatBlobResponse\x12\x0e\n\x06\x65xists\x18\x01 \x01(\x08\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"Z\n\x13\x44ownloadBlobRequest\x12$\n\x06\x64igest\x18\x01 \x01(\tB\x14\xb2\xbb\x18\x10\x08\x01\x32\x0c[0-9a-f]{64}\x12\x1d\n\x06offset\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\"%\n\x14\x44ownloadBlobResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"r\n\x06Upload\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"T\n\x12StartUploadRequest\x12\"\n\x0btotal_bytes\x18\x01 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\x12\x1a\n\nrequest_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"H\n\x13StartUploadResponse\x12\x31\n\x06upload\x18\x01 \x01(\x0b\x32!.tunesmith.api.registry.v1.Upload\"e\n\x11UploadPartRequest\x12\"\n\x06upload\x18\x01 \x01(\tB\x12\xb2\xbb\x18\x0e\x32\x0c[a-z0-9]{26}\x12\x1d\n\x06offset\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\x12\r\n\x05\x63hunk\x18\x03 \x01(\x0c\"G\n\x12UploadPartResponse\x12\x31\n\x06upload\x18\x01 \x01(\x0b\x32!.tunesmith.api.registry.v1.Upload\"_\n\x10GetUploadRequest\x12K\n\x06upload\x18\x01 \x01(\tB;\xb2\xbb\x18\x37\x08\x01\x32\x0c[a-z0-9]{26}J%give the id that StartUpload returned\"F\n\x11GetUploadResponse\x12\x31\n\x06upload\x18\x01 \x01(\x0b\x32!.tunesmith.api.registry.v1.Upload\"\xa2\x01\n\x13\x46inishUploadRequest\x12K\n\x06upload\x18\x01 \x01(\tB;\xb2\xbb\x18\x37\x08\x01\x32\x0c[a-z0-9]{26}J%give the id that StartUpload returned\x12\"\n\x06sha256\x18\x02 \x01(\tB\x12\xb2\xbb\x18\x0e\x32\x0c[0-9a-f]{64}\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\":\n\x14\x46inishUploadResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"}\n\x12\x41\x62ortUploadRequest\x12K\n\x06upload\x18\x01 \x01(\tB;\xb2\xbb\x18\x37\x08\x01\x32\x0c[a-z0-9]{26}J%give the id that StartUpload returned\x12\x1a\n\nrequest_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"\x15\n\x13\x41\x62ortUploadResponse2\x8f\t\n\x0b\x42lobService\x12~\n\nUploadBlob\x12,.tunesmith.api.registry.v1.UploadBlobRequest\x1a-.tunesmith.api.registry.v1.UploadBlobResponse\"\x11\xaa\xbb\x18\r\n\x0b\x62lobs.write(\x01\x12\x8f\x01\n\x08StatBlob\x12*.tunesmith.api.registry.v1.StatBlobRequest\x1a+.tunesmith.api.registry.v1.StatBlobResponse\"*\xaa\xbb\x18&\n\nblobs.read\x12\x03GET\x1a\x13\x62lobs/{digest}:stat\x12\x83\x01\n\x0c\x44ownloadBlob\x12..tunesmith.api.registry.v1.DownloadBlobRequest\x1a/.tunesmith.api.registry.v1.DownloadBlobResponse\"\x10\xaa\xbb\x18\x0c\n\nblobs.read0\x01\x12\x91\x01\n\x0bStartUpload\x12-.tunesmith.api.registry.v1.StartUploadRequest\x1a..tunesmith.api.registry.v1.StartUploadResponse\"#\xaa\xbb\x18\x1f\n\x0b\x62lobs.write\x12\x04POST\x1a\x07uploads\"\x01*\x12~\n\nUploadPart\x12,.tunesmith.api.registry.v1.UploadPartRequest\x1a-.tunesmith.api.registry.v1.UploadPartResponse\"\x11\xaa\xbb\x18\r\n\x0b\x62lobs.write(\x01\x12\x90\x01\n\tGetUpload\x12+.tunesmith.api.registry.v1.GetUploadRequest\x1a,.tunesmith.api.registry.v1.GetUploadResponse\"(\xaa\xbb\x18$\n\x0b\x62lobs.write\x12\x03GET\x1a\x10uploads/{upload}\x12\xa4\x01\n\x0c\x46inishUpload\x12..tunesmith.api.registry.v1.FinishUploadRequest\x1a/.tunesmith.api.registry.v1.FinishUploadResponse\"3\xaa\xbb\x18/\n\x0b\x62lobs.write\x12\x04POST\x1a\x17uploads/{upload}:finish\"\x01*\x12\x99\x01\n\x0b\x41\x62ortUpload\x12-.tunesmith.api.registry.v1.AbortUploadRequest\x1a..tunesmith.api.registry.v1.AbortUploadResponse\"+\xaa\xbb\x18\'\n\x0b\x62lobs.write\x12\x06\x44\x45LETE\x1a\x10uploads/{upload}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tunesmith/api/registry/v1/blobs.proto\x12\x19tunesmith.api.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%tunesmith/api/common/v1/options.proto\"F\n\x11UploadBlobRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\"\n\x06sha256\x18\x02 \x01(\tB\x12\xb2\xbb\x18\x0e\x32\x0c[0-9a-f]{64}\"8\n\x12UploadBlobResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"7\n\x0fStatBlobRequest\x12$\n\x06\x64igest\x18\x01 \x01(\tB\x14\xb2\xbb\x18\x10\x08\x01\x32\x0c[0-9a-f]{64}\"6\n\x10StatBlobResponse\x12\x0e\n\x06\x65xists\x18\x01 \x01(\x08\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"k\n\x0fHoldBlobRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12$\n\x06\x64igest\x18\x02 \x01(\tB\x14\xb2\xbb\x18\x10\x08\x01\x32\x0c[0-9a-f]{64}\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"\x12\n\x10HoldBlobResponse\"Z\n\x13\x44ownloadBlobRequest\x12$\n\x06\x64igest\x18\x01 \x01(\tB\x14\xb2\xbb\x18\x10\x08\x01\x32\x0c[0-9a-f]{64}\x12\x1d\n\x06offset\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\"%\n\x14\x44ownloadBlobResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"r\n\x06Upload\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"T\n\x12StartUploadRequest\x12\"\n\x0btotal_bytes\x18\x01 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\x12\x1a\n\nrequest_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"H\n\x13StartUploadResponse\x12\x31\n\x06upload\x18\x01 \x01(\x0b\x32!.tunesmith.api.registry.v1.Upload\"e\n\x11UploadPartRequest\x12\"\n\x06upload\x18\x01 \x01(\tB\x12\xb2\xbb\x18\x0e\x32\x0c[a-z0-9]{26}\x12\x1d\n\x06offset\x18\x02 \x01(\x03\x42\r\xb2\xbb\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00\x12\r\n\x05\x63hunk\x18\x03 \x01(\x0c\"G\n\x12UploadPartResponse\x12\x31\n\x06upload\x18\x01 \x01(\x0b\x32!.tunesmith.api.registry.v1.Upload\"_\n\x10GetUploadRequest\x12K\n\x06upload\x18\x01 \x01(\tB;\xb2\xbb\x18\x37\x08\x01\x32\x0c[a-z0-9]{26}J%give the id that StartUpload returned\"F\n\x11GetUploadResponse\x12\x31\n\x06upload\x18\x01 \x01(\x0b\x32!.tunesmith.api.registry.v1.Upload\"\xa2\x01\n\x13\x46inishUploadRequest\x12K\n\x06upload\x18\x01 \x01(\tB;\xb2\xbb\x18\x37\x08\x01\x32\x0c[a-z0-9]{26}J%give the id that StartUpload returned\x12\"\n\x06sha256\x18\x02 \x01(\tB\x12\xb2\xbb\x18\x0e\x32\x0c[0-9a-f]{64}\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\":\n\x14\x46inishUploadResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"}\n\x12\x41\x62ortUploadRequest\x12K\n\x06upload\x18\x01 \x01(\tB;\xb2\xbb\x18\x37\x08\x01\x32\x0c[a-z0-9]{26}J%give the id that StartUpload returned\x12\x1a\n\nrequest_id\x18\x02 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"\x15\n\x13\x41\x62ortUploadResponse2\xc0\n\n\x0b\x42lobService\x12~\n\nUploadBlob\x12,.tunesmith.api.registry.v1.UploadBlobRequest\x1a-.tunesmith.api.registry.v1.UploadBlobResponse\"\x11\xaa\xbb\x18\r\n\x0b\x62lobs.write(\x01\x12\x8f\x01\n\x08StatBlob\x12*.tunesmith.api.registry.v1.StatBlobRequest\x1a+.tunesmith.api.registry.v1.StatBlobResponse\"*\xaa\xbb\x18&\n\nblobs.read\x12\x03GET\x1a\x13\x62lobs/{digest}:stat\x12\xae\x01\n\x08HoldBlob\x12*.tunesmith.api.registry.v1.HoldBlobRequest\x1a+.tunesmith.api.registry.v1.HoldBlobResponse\"I\xaa\xbb\x18\x45\n\njobs.write\x12\x04POST\x1a.{parent=projects/*/jobs/*}/blobs/{digest}:hold\"\x01*\x12\x83\x01\n\x0c\x44ownloadBlob\x12..tunesmith.api.registry.v1.DownloadBlobRequest\x1a/.tunesmith.api.registry.v1.DownloadBlobResponse\"\x10\xaa\xbb\x18\x0c\n\nblobs.read0\x01\x12\x91\x01\n\x0bStartUpload\x12-.tunesmith.api.registry.v1.StartUploadRequest\x1a..tunesmith.api.registry.v1.StartUploadResponse\"#\xaa\xbb\x18\x1f\n\x0b\x62lobs.write\x12\x04POST\x1a\x07uploads\"\x01*\x12~\n\nUploadPart\x12,.tunesmith.api.registry.v1.UploadPartRequest\x1a-.tunesmith.api.registry.v1.UploadPartResponse\"\x11\xaa\xbb\x18\r\n\x0b\x62lobs.write(\x01\x12\x90\x01\n\tGetUpload\x12+.tunesmith.api.registry.v1.GetUploadRequest\x1a,.tunesmith.api.registry.v1.GetUploadResponse\"(\xaa\xbb\x18$\n\x0b\x62lobs.write\x12\x03GET\x1a\x10uploads/{upload}\x12\xa4\x01\n\x0c\x46inishUpload\x12..tunesmith.api.registry.v1.FinishUploadRequest\x1a/.tunesmith.api.registry.v1.FinishUploadResponse\"3\xaa\xbb\x18/\n\x0b\x62lobs.write\x12\x04POST\x1a\x17uploads/{upload}:finish\"\x01*\x12\x99\x01\n\x0b\x41\x62ortUpload\x12-.tunesmith.api.registry.v1.AbortUploadRequest\x1a..tunesmith.api.registry.v1.AbortUploadResponse\"+\xaa\xbb\x18\'\n\x0b\x62lobs.write\x12\x06\x44\x45LETE\x1a\x10uploads/{upload}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADBLOBREQUEST'].fields_by_name['sha256']._serialized_options = b'\262\273\030\0162\014[0-9a-f]{64}'
   _globals['_STATBLOBREQUEST'].fields_by_name['digest']._loaded_options = None
   _globals['_STATBLOBREQUEST'].fields_by_name['digest']._serialized_options = b'\262\273\030\020\010\0012\014[0-9a-f]{64}'
+  _globals['_HOLDBLOBREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_HOLDBLOBREQUEST'].fields_by_name['parent']._serialized_options = b'\262\273\030\002\010\001'
+  _globals['_HOLDBLOBREQUEST'].fields_by_name['digest']._loaded_options = None
+  _globals['_HOLDBLOBREQUEST'].fields_by_name['digest']._serialized_options = b'\262\273\030\020\010\0012\014[0-9a-f]{64}'
+  _globals['_HOLDBLOBREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_HOLDBLOBREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\0028@'
   _globals['_DOWNLOADBLOBREQUEST'].fields_by_name['digest']._loaded_options = None
   _globals['_DOWNLOADBLOBREQUEST'].fields_by_name['digest']._serialized_options = b'\262\273\030\020\010\0012\014[0-9a-f]{64}'
   _globals['_DOWNLOADBLOBREQUEST'].fields_by_name['offset']._loaded_options = None
@@ -65,6 +71,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BLOBSERVICE'].methods_by_name['UploadBlob']._serialized_options = b'\252\273\030\r\n\013blobs.write'
   _globals['_BLOBSERVICE'].methods_by_name['StatBlob']._loaded_options = None
   _globals['_BLOBSERVICE'].methods_by_name['StatBlob']._serialized_options = b'\252\273\030&\n\nblobs.read\022\003GET\032\023blobs/{digest}:stat'
+  _globals['_BLOBSERVICE'].methods_by_name['HoldBlob']._loaded_options = None
+  _globals['_BLOBSERVICE'].methods_by_name['HoldBlob']._serialized_options = b'\252\273\030E\n\njobs.write\022\004POST\032.{parent=projects/*/jobs/*}/blobs/{digest}:hold\"\001*'
   _globals['_BLOBSERVICE'].methods_by_name['DownloadBlob']._loaded_options = None
   _globals['_BLOBSERVICE'].methods_by_name['DownloadBlob']._serialized_options = b'\252\273\030\014\n\nblobs.read'
   _globals['_BLOBSERVICE'].methods_by_name['StartUpload']._loaded_options = None
@@ -85,32 +93,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATBLOBREQUEST']._serialized_end=325
   _globals['_STATBLOBRESPONSE']._serialized_start=327
   _globals['_STATBLOBRESPONSE']._serialized_end=381
-  _globals['_DOWNLOADBLOBREQUEST']._serialized_start=383
-  _globals['_DOWNLOADBLOBREQUEST']._serialized_end=473
-  _globals['_DOWNLOADBLOBRESPONSE']._serialized_start=475
-  _globals['_DOWNLOADBLOBRESPONSE']._serialized_end=512
-  _globals['_UPLOAD']._serialized_start=514
-  _globals['_UPLOAD']._serialized_end=628
-  _globals['_STARTUPLOADREQUEST']._serialized_start=630
-  _globals['_STARTUPLOADREQUEST']._serialized_end=714
-  _globals['_STARTUPLOADRESPONSE']._serialized_start=716
-  _globals['_STARTUPLOADRESPONSE']._serialized_end=788
-  _globals['_UPLOADPARTREQUEST']._serialized_start=790
-  _globals['_UPLOADPARTREQUEST']._serialized_end=891
-  _globals['_UPLOADPARTRESPONSE']._serialized_start=893
-  _globals['_UPLOADPARTRESPONSE']._serialized_end=964
-  _globals['_GETUPLOADREQUEST']._serialized_start=966
-  _globals['_GETUPLOADREQUEST']._serialized_end=1061
-  _globals['_GETUPLOADRESPONSE']._serialized_start=1063
-  _globals['_GETUPLOADRESPONSE']._serialized_end=1133
-  _globals['_FINISHUPLOADREQUEST']._serialized_start=1136
-  _globals['_FINISHUPLOADREQUEST']._serialized_end=1298
-  _globals['_FINISHUPLOADRESPONSE']._serialized_start=1300
-  _globals['_FINISHUPLOADRESPONSE']._serialized_end=1358
-  _globals['_ABORTUPLOADREQUEST']._serialized_start=1360
-  _globals['_ABORTUPLOADREQUEST']._serialized_end=1485
-  _globals['_ABORTUPLOADRESPONSE']._serialized_start=1487
-  _globals['_ABORTUPLOADRESPONSE']._serialized_end=1508
-  _globals['_BLOBSERVICE']._serialized_start=1511
-  _globals['_BLOBSERVICE']._serialized_end=2678
+  _globals['_HOLDBLOBREQUEST']._serialized_start=383
+  _globals['_HOLDBLOBREQUEST']._serialized_end=490
+  _globals['_HOLDBLOBRESPONSE']._serialized_start=492
+  _globals['_HOLDBLOBRESPONSE']._serialized_end=510
+  _globals['_DOWNLOADBLOBREQUEST']._serialized_start=512
+  _globals['_DOWNLOADBLOBREQUEST']._serialized_end=602
+  _globals['_DOWNLOADBLOBRESPONSE']._serialized_start=604
+  _globals['_DOWNLOADBLOBRESPONSE']._serialized_end=641
+  _globals['_UPLOAD']._serialized_start=643
+  _globals['_UPLOAD']._serialized_end=757
+  _globals['_STARTUPLOADREQUEST']._serialized_start=759
+  _globals['_STARTUPLOADREQUEST']._serialized_end=843
+  _globals['_STARTUPLOADRESPONSE']._serialized_start=845
+  _globals['_STARTUPLOADRESPONSE']._serialized_end=917
+  _globals['_UPLOADPARTREQUEST']._serialized_start=919
+  _globals['_UPLOADPARTREQUEST']._serialized_end=1020
+  _globals['_UPLOADPARTRESPONSE']._serialized_start=1022
+  _globals['_UPLOADPARTRESPONSE']._serialized_end=1093
+  _globals['_GETUPLOADREQUEST']._serialized_start=1095
+  _globals['_GETUPLOADREQUEST']._serialized_end=1190
+  _globals['_GETUPLOADRESPONSE']._serialized_start=1192
+  _globals['_GETUPLOADRESPONSE']._serialized_end=1262
+  _globals['_FINISHUPLOADREQUEST']._serialized_start=1265
+  _globals['_FINISHUPLOADREQUEST']._serialized_end=1427
+  _globals['_FINISHUPLOADRESPONSE']._serialized_start=1429
+  _globals['_FINISHUPLOADRESPONSE']._serialized_end=1487
+  _globals['_ABORTUPLOADREQUEST']._serialized_start=1489
+  _globals['_ABORTUPLOADREQUEST']._serialized_end=1614
+  _globals['_ABORTUPLOADRESPONSE']._serialized_start=1616
+  _globals['_ABORTUPLOADRESPONSE']._serialized_end=1637
+  _globals['_BLOBSERVICE']._serialized_start=1640
+  _globals['_BLOBSERVICE']._serialized_end=2984
 # @@protoc_insertion_point(module_scope)

@@ -118,6 +118,53 @@ class StatBlobResponse(_message.Message):
 Global___StatBlobResponse: _TypeAlias = StatBlobResponse  # noqa: Y015
 
 @_typing.final
+class HoldBlobRequest(_message.Message):
+    """Request of HoldBlob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`projects/{project}/jobs/{job}`, with the job's id."""
+    digest: _builtins.str
+    """SHA-256 of the content, stored already or soon."""
+    request_id: _builtins.str
+    """Id chosen by the client. A repeated call changes nothing, with or without it."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "parent", b"parent", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldBlobRequest: _TypeAlias = HoldBlobRequest  # noqa: Y015
+
+@_typing.final
+class HoldBlobResponse(_message.Message):
+    """Response of HoldBlob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldBlobResponse: _TypeAlias = HoldBlobResponse  # noqa: Y015
+
+@_typing.final
 class DownloadBlobRequest(_message.Message):
     """Request of DownloadBlob."""
 

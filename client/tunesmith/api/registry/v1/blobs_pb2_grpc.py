@@ -45,6 +45,11 @@ class BlobServiceStub(object):
                 request_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.StatBlobRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.StatBlobResponse.FromString,
                 _registered_method=True)
+        self.HoldBlob = channel.unary_unary(
+                '/tunesmith.api.registry.v1.BlobService/HoldBlob',
+                request_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.HoldBlobRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.HoldBlobResponse.FromString,
+                _registered_method=True)
         self.DownloadBlob = channel.unary_stream(
                 '/tunesmith.api.registry.v1.BlobService/DownloadBlob',
                 request_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.DownloadBlobRequest.SerializeToString,
@@ -90,6 +95,14 @@ class BlobServiceServicer(object):
 
     def StatBlob(self, request, context):
         """Tells whether content is stored, so that it need not be sent again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HoldBlob(self, request, context):
+        """Keeps content for as long as a job is there: that of a picture in its records, which nothing else of the
+        registry mentions. Harmless when repeated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,6 +163,11 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.StatBlob,
                     request_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.StatBlobRequest.FromString,
                     response_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.StatBlobResponse.SerializeToString,
+            ),
+            'HoldBlob': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldBlob,
+                    request_deserializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.HoldBlobRequest.FromString,
+                    response_serializer=tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.HoldBlobResponse.SerializeToString,
             ),
             'DownloadBlob': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadBlob,
@@ -237,6 +255,33 @@ class BlobService(object):
             '/tunesmith.api.registry.v1.BlobService/StatBlob',
             tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.StatBlobRequest.SerializeToString,
             tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.StatBlobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldBlob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.api.registry.v1.BlobService/HoldBlob',
+            tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.HoldBlobRequest.SerializeToString,
+            tunesmith_dot_api_dot_registry_dot_v1_dot_blobs__pb2.HoldBlobResponse.FromString,
             options,
             channel_credentials,
             insecure,

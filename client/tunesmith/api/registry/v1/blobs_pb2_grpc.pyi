@@ -37,6 +37,10 @@ class BlobServiceStub:
     """Stores the concatenation of all chunks under its SHA-256."""
     StatBlob: _grpc.UnaryUnaryMultiCallable[_blobs_pb2.StatBlobRequest, _blobs_pb2.StatBlobResponse]
     """Tells whether content is stored, so that it need not be sent again."""
+    HoldBlob: _grpc.UnaryUnaryMultiCallable[_blobs_pb2.HoldBlobRequest, _blobs_pb2.HoldBlobResponse]
+    """Keeps content for as long as a job is there: that of a picture in its records, which nothing else of the
+    registry mentions. Harmless when repeated.
+    """
     DownloadBlob: _grpc.UnaryStreamMultiCallable[_blobs_pb2.DownloadBlobRequest, _blobs_pb2.DownloadBlobResponse]
     """Streams the content of a digest."""
     StartUpload: _grpc.UnaryUnaryMultiCallable[_blobs_pb2.StartUploadRequest, _blobs_pb2.StartUploadResponse]
@@ -61,6 +65,10 @@ class BlobServiceAsyncStub(BlobServiceStub):
     """Stores the concatenation of all chunks under its SHA-256."""
     StatBlob: _aio.UnaryUnaryMultiCallable[_blobs_pb2.StatBlobRequest, _blobs_pb2.StatBlobResponse]  # type: ignore[assignment]
     """Tells whether content is stored, so that it need not be sent again."""
+    HoldBlob: _aio.UnaryUnaryMultiCallable[_blobs_pb2.HoldBlobRequest, _blobs_pb2.HoldBlobResponse]  # type: ignore[assignment]
+    """Keeps content for as long as a job is there: that of a picture in its records, which nothing else of the
+    registry mentions. Harmless when repeated.
+    """
     DownloadBlob: _aio.UnaryStreamMultiCallable[_blobs_pb2.DownloadBlobRequest, _blobs_pb2.DownloadBlobResponse]  # type: ignore[assignment]
     """Streams the content of a digest."""
     StartUpload: _aio.UnaryUnaryMultiCallable[_blobs_pb2.StartUploadRequest, _blobs_pb2.StartUploadResponse]  # type: ignore[assignment]
@@ -94,6 +102,16 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_blobs_pb2.StatBlobResponse, _abc.Awaitable[_blobs_pb2.StatBlobResponse]]:
         """Tells whether content is stored, so that it need not be sent again."""
+
+    @_abc_1.abstractmethod
+    def HoldBlob(
+        self,
+        request: _blobs_pb2.HoldBlobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_blobs_pb2.HoldBlobResponse, _abc.Awaitable[_blobs_pb2.HoldBlobResponse]]:
+        """Keeps content for as long as a job is there: that of a picture in its records, which nothing else of the
+        registry mentions. Harmless when repeated.
+        """
 
     @_abc_1.abstractmethod
     def DownloadBlob(

@@ -423,6 +423,7 @@ class SetModelVersionStageRequest(_message.Message):
     STAGE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_STAGE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/{project}/models/{model}/versions/{version}`."""
     stage: Global___ModelStage.ValueType
@@ -431,6 +432,10 @@ class SetModelVersionStageRequest(_message.Message):
     """Why, for people."""
     request_id: _builtins.str
     """Id chosen by the client, so that a repeated call acts once."""
+    expected_stage: Global___ModelStage.ValueType
+    """Stage in which the caller saw the version. Refused when it is in another by now. Unspecified:
+    not checked.
+    """
     def __init__(
         self,
         *,
@@ -438,10 +443,11 @@ class SetModelVersionStageRequest(_message.Message):
         stage: Global___ModelStage.ValueType = ...,
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        expected_stage: Global___ModelStage.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "request_id", b"request_id", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_stage", b"expected_stage", "name", b"name", "reason", b"reason", "request_id", b"request_id", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1089,6 +1095,7 @@ class Checkpoint(_message.Message):
     EVAL_LOSS_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
     EXPIRED_FIELD_NUMBER: _builtins.int
+    EXTERNAL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/{project}/jobs/{job}/checkpoints/{digest}`."""
     step: _builtins.int
@@ -1105,6 +1112,8 @@ class Checkpoint(_message.Message):
     """Kept until it is unpinned, whatever the retention rules say."""
     expired: _builtins.bool
     """True once the retention rules let it go: it can no longer be forked."""
+    external: _builtins.bool
+    """True for one of a program of its owner's: it is kept as it is, and no job can go on from it."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was committed."""
@@ -1121,10 +1130,11 @@ class Checkpoint(_message.Message):
         eval_loss: _builtins.float | None = ...,
         pinned: _builtins.bool = ...,
         expired: _builtins.bool = ...,
+        external: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss", "create_time", b"create_time", "eval_loss", b"eval_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss", "create_time", b"create_time", "digest", b"digest", "epoch", b"epoch", "eval_loss", b"eval_loss", "expired", b"expired", "name", b"name", "pinned", b"pinned", "size_bytes", b"size_bytes", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss", "create_time", b"create_time", "digest", b"digest", "epoch", b"epoch", "eval_loss", b"eval_loss", "expired", b"expired", "external", b"external", "name", b"name", "pinned", b"pinned", "size_bytes", b"size_bytes", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__eval_loss: _TypeAlias = _typing.Literal["eval_loss"]  # noqa: Y015
     _WhichOneofArgType__eval_loss: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss"]  # noqa: Y015

@@ -27,7 +27,7 @@ from tunesmith.api.common.v1 import options_pb2 as tunesmith_dot_api_dot_common_
 from tunesmith.api.registry.v1 import models_pb2 as tunesmith_dot_api_dot_registry_dot_v1_dot_models__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tunesmith/api/registry/v1/versions.proto\x12\x19tunesmith.api.registry.v1\x1a$tunesmith/api/common/v1/common.proto\x1a%tunesmith/api/common/v1/options.proto\x1a&tunesmith/api/registry/v1/models.proto\"\xa6\x03\n\x1bRegisterModelVersionRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12?\n\x05\x66iles\x18\x02 \x03(\x0b\x32%.tunesmith.api.common.v1.ManifestFileB\t\xb2\xbb\x18\x05\x08\x01@\xe8\x07\x12\x1c\n\nbase_model\x18\x03 \x01(\tB\x08\xb2\xbb\x18\x04\x08\x01\x38@\x12\x17\n\x07\x64\x61taset\x18\x04 \x01(\tB\x06\xb2\xbb\x18\x02\x38\x64\x12\x1c\n\x0b\x64\x65scription\x18\x05 \x01(\tB\x07\xb2\xbb\x18\x03\x38\xd0\x0f\x12\x8d\x01\n\x06labels\x18\x06 \x03(\x0b\x32\x42.tunesmith.api.registry.v1.RegisterModelVersionRequest.LabelsEntryB9\xb2\xbb\x18\x35\x38\x80\x02@@Z.[a-zA-Z0-9]([a-zA-Z0-9._/-]{0,61}[a-zA-Z0-9])?\x12\x1a\n\nrequest_id\x18\x07 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"X\n\x1cRegisterModelVersionResponse\x12\x38\n\x07version\x18\x01 \x01(\x0b\x32\'.tunesmith.api.registry.v1.ModelVersion\"\x88\x03\n\x19UpdateModelVersionRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12!\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x07\xb2\xbb\x18\x03\x38\xd0\x0fH\x00\x88\x01\x01\x12\x92\x01\n\nset_labels\x18\x03 \x03(\x0b\x32\x43.tunesmith.api.registry.v1.UpdateModelVersionRequest.SetLabelsEntryB9\xb2\xbb\x18\x35\x38\x80\x02@@Z.[a-zA-Z0-9]([a-zA-Z0-9._/-]{0,61}[a-zA-Z0-9])?\x12\x1f\n\rremove_labels\x18\x04 \x03(\tB\x08\xb2\xbb\x18\x04\x38@@@\x12\x13\n\x06pinned\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12\x1a\n\nrequest_id\x18\x06 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\x1a\x30\n\x0eSetLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_descriptionB\t\n\x07_pinned\"V\n\x1aUpdateModelVersionResponse\x12\x38\n\x07version\x18\x01 \x01(\x0b\x32\'.tunesmith.api.registry.v1.ModelVersion\"f\n\x19\x44\x65leteModelVersionRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xb2\xbb\x18\x03\x38\xe8\x07\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"\x1c\n\x1a\x44\x65leteModelVersionResponse\"\xdd\x01\n\x14SetModelAliasRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12x\n\x05\x61lias\x18\x02 \x01(\tBi\xb2\xbb\x18\x65\x08\x01\x32\x16[a-z]([a-z0-9-]{0,39})JIuse 1 to 40 lower-case letters, digits and dashes, starting with a letter\x12\x19\n\x07version\x18\x03 \x01(\tB\x08\xb2\xbb\x18\x04\x08\x01\x38@\x12\x1a\n\nrequest_id\x18\x04 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"Q\n\x15SetModelAliasResponse\x12\x38\n\x07version\x18\x01 \x01(\x0b\x32\'.tunesmith.api.registry.v1.ModelVersion\"d\n\x17\x44\x65leteModelAliasRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x05\x61lias\x18\x02 \x01(\tB\x08\xb2\xbb\x18\x04\x08\x01\x38(\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"T\n\x18\x44\x65leteModelAliasResponse\x12\x38\n\x07version\x18\x01 \x01(\x0b\x32\'.tunesmith.api.registry.v1.ModelVersion2\xf1\x07\n\x0eVersionService\x12\xd4\x01\n\x14RegisterModelVersion\x12\x36.tunesmith.api.registry.v1.RegisterModelVersionRequest\x1a\x37.tunesmith.api.registry.v1.RegisterModelVersionResponse\"K\xaa\xbb\x18G\n\x0cmodels.write\x12\x04POST\x1a.{parent=projects/*/models/*}/versions:register\"\x01*\x12\xc6\x01\n\x12UpdateModelVersion\x12\x34.tunesmith.api.registry.v1.UpdateModelVersionRequest\x1a\x35.tunesmith.api.registry.v1.UpdateModelVersionResponse\"C\xaa\xbb\x18?\n\x0cmodels.write\x12\x05PATCH\x1a%{name=projects/*/models/*/versions/*}\"\x01*\x12\xc4\x01\n\x12\x44\x65leteModelVersion\x12\x34.tunesmith.api.registry.v1.DeleteModelVersionRequest\x1a\x35.tunesmith.api.registry.v1.DeleteModelVersionResponse\"A\xaa\xbb\x18=\n\x0cmodels.write\x12\x06\x44\x45LETE\x1a%{name=projects/*/models/*/versions/*}\x12\xb4\x01\n\rSetModelAlias\x12/.tunesmith.api.registry.v1.SetModelAliasRequest\x1a\x30.tunesmith.api.registry.v1.SetModelAliasResponse\"@\xaa\xbb\x18<\n\x0cmodels.write\x12\x04POST\x1a#{name=projects/*/models/*}:setAlias\"\x01*\x12\xc0\x01\n\x10\x44\x65leteModelAlias\x12\x32.tunesmith.api.registry.v1.DeleteModelAliasRequest\x1a\x33.tunesmith.api.registry.v1.DeleteModelAliasResponse\"C\xaa\xbb\x18?\n\x0cmodels.write\x12\x04POST\x1a&{name=projects/*/models/*}:deleteAlias\"\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tunesmith/api/registry/v1/versions.proto\x12\x19tunesmith.api.registry.v1\x1a$tunesmith/api/common/v1/common.proto\x1a%tunesmith/api/common/v1/options.proto\x1a&tunesmith/api/registry/v1/models.proto\"\xc1\x03\n\x1bRegisterModelVersionRequest\x12\x16\n\x06parent\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12=\n\x05\x66iles\x18\x02 \x03(\x0b\x32%.tunesmith.api.common.v1.ManifestFileB\x07\xb2\xbb\x18\x03@\xe8\x07\x12\x1c\n\nbase_model\x18\x03 \x01(\tB\x08\xb2\xbb\x18\x04\x08\x01\x38@\x12\x17\n\x07\x64\x61taset\x18\x04 \x01(\tB\x06\xb2\xbb\x18\x02\x38\x64\x12\x1c\n\x0b\x64\x65scription\x18\x05 \x01(\tB\x07\xb2\xbb\x18\x03\x38\xd0\x0f\x12\x8d\x01\n\x06labels\x18\x06 \x03(\x0b\x32\x42.tunesmith.api.registry.v1.RegisterModelVersionRequest.LabelsEntryB9\xb2\xbb\x18\x35\x38\x80\x02@@Z.[a-zA-Z0-9]([a-zA-Z0-9._/-]{0,61}[a-zA-Z0-9])?\x12\x1a\n\nrequest_id\x18\x07 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\x12\x1b\n\ncheckpoint\x18\x08 \x01(\tB\x07\xb2\xbb\x18\x03\x38\x80\x02\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"X\n\x1cRegisterModelVersionResponse\x12\x38\n\x07version\x18\x01 \x01(\x0b\x32\'.tunesmith.api.registry.v1.ModelVersion\"\x88\x03\n\x19UpdateModelVersionRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12!\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x07\xb2\xbb\x18\x03\x38\xd0\x0fH\x00\x88\x01\x01\x12\x92\x01\n\nset_labels\x18\x03 \x03(\x0b\x32\x43.tunesmith.api.registry.v1.UpdateModelVersionRequest.SetLabelsEntryB9\xb2\xbb\x18\x35\x38\x80\x02@@Z.[a-zA-Z0-9]([a-zA-Z0-9._/-]{0,61}[a-zA-Z0-9])?\x12\x1f\n\rremove_labels\x18\x04 \x03(\tB\x08\xb2\xbb\x18\x04\x38@@@\x12\x13\n\x06pinned\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12\x1a\n\nrequest_id\x18\x06 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\x1a\x30\n\x0eSetLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_descriptionB\t\n\x07_pinned\"V\n\x1aUpdateModelVersionResponse\x12\x38\n\x07version\x18\x01 \x01(\x0b\x32\'.tunesmith.api.registry.v1.ModelVersion\"f\n\x19\x44\x65leteModelVersionRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xb2\xbb\x18\x03\x38\xe8\x07\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\"\x1c\n\x1a\x44\x65leteModelVersionResponse\"\xbd\x02\n\x14SetModelAliasRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12x\n\x05\x61lias\x18\x02 \x01(\tBi\xb2\xbb\x18\x65\x08\x01\x32\x16[a-z]([a-z0-9-]{0,39})JIuse 1 to 40 lower-case letters, digits and dashes, starting with a letter\x12\x19\n\x07version\x18\x03 \x01(\tB\x08\xb2\xbb\x18\x04\x08\x01\x38@\x12\x1a\n\nrequest_id\x18\x04 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\x12^\n\x10\x65xpected_version\x18\x05 \x01(\tBD\xb2\xbb\x18@2\x17(none|[1-9][0-9]{0,9})?J%give the number of a version, or none\"Q\n\x15SetModelAliasResponse\x12\x38\n\x07version\x18\x01 \x01(\x0b\x32\'.tunesmith.api.registry.v1.ModelVersion\"\xc4\x01\n\x17\x44\x65leteModelAliasRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x06\xb2\xbb\x18\x02\x08\x01\x12\x17\n\x05\x61lias\x18\x02 \x01(\tB\x08\xb2\xbb\x18\x04\x08\x01\x38(\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x38@\x12^\n\x10\x65xpected_version\x18\x04 \x01(\tBD\xb2\xbb\x18@2\x17(none|[1-9][0-9]{0,9})?J%give the number of a version, or none\"T\n\x18\x44\x65leteModelAliasResponse\x12\x38\n\x07version\x18\x01 \x01(\x0b\x32\'.tunesmith.api.registry.v1.ModelVersion2\xf1\x07\n\x0eVersionService\x12\xd4\x01\n\x14RegisterModelVersion\x12\x36.tunesmith.api.registry.v1.RegisterModelVersionRequest\x1a\x37.tunesmith.api.registry.v1.RegisterModelVersionResponse\"K\xaa\xbb\x18G\n\x0cmodels.write\x12\x04POST\x1a.{parent=projects/*/models/*}/versions:register\"\x01*\x12\xc6\x01\n\x12UpdateModelVersion\x12\x34.tunesmith.api.registry.v1.UpdateModelVersionRequest\x1a\x35.tunesmith.api.registry.v1.UpdateModelVersionResponse\"C\xaa\xbb\x18?\n\x0cmodels.write\x12\x05PATCH\x1a%{name=projects/*/models/*/versions/*}\"\x01*\x12\xc4\x01\n\x12\x44\x65leteModelVersion\x12\x34.tunesmith.api.registry.v1.DeleteModelVersionRequest\x1a\x35.tunesmith.api.registry.v1.DeleteModelVersionResponse\"A\xaa\xbb\x18=\n\x0cmodels.write\x12\x06\x44\x45LETE\x1a%{name=projects/*/models/*/versions/*}\x12\xb4\x01\n\rSetModelAlias\x12/.tunesmith.api.registry.v1.SetModelAliasRequest\x1a\x30.tunesmith.api.registry.v1.SetModelAliasResponse\"@\xaa\xbb\x18<\n\x0cmodels.write\x12\x04POST\x1a#{name=projects/*/models/*}:setAlias\"\x01*\x12\xc0\x01\n\x10\x44\x65leteModelAlias\x12\x32.tunesmith.api.registry.v1.DeleteModelAliasRequest\x1a\x33.tunesmith.api.registry.v1.DeleteModelAliasResponse\"C\xaa\xbb\x18?\n\x0cmodels.write\x12\x04POST\x1a&{name=projects/*/models/*}:deleteAlias\"\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,7 +39,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERMODELVERSIONREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_REGISTERMODELVERSIONREQUEST'].fields_by_name['parent']._serialized_options = b'\262\273\030\002\010\001'
   _globals['_REGISTERMODELVERSIONREQUEST'].fields_by_name['files']._loaded_options = None
-  _globals['_REGISTERMODELVERSIONREQUEST'].fields_by_name['files']._serialized_options = b'\262\273\030\005\010\001@\350\007'
+  _globals['_REGISTERMODELVERSIONREQUEST'].fields_by_name['files']._serialized_options = b'\262\273\030\003@\350\007'
   _globals['_REGISTERMODELVERSIONREQUEST'].fields_by_name['base_model']._loaded_options = None
   _globals['_REGISTERMODELVERSIONREQUEST'].fields_by_name['base_model']._serialized_options = b'\262\273\030\004\010\0018@'
   _globals['_REGISTERMODELVERSIONREQUEST'].fields_by_name['dataset']._loaded_options = None
@@ -50,6 +50,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERMODELVERSIONREQUEST'].fields_by_name['labels']._serialized_options = b'\262\273\03058\200\002@@Z.[a-zA-Z0-9]([a-zA-Z0-9._/-]{0,61}[a-zA-Z0-9])?'
   _globals['_REGISTERMODELVERSIONREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_REGISTERMODELVERSIONREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\0028@'
+  _globals['_REGISTERMODELVERSIONREQUEST'].fields_by_name['checkpoint']._loaded_options = None
+  _globals['_REGISTERMODELVERSIONREQUEST'].fields_by_name['checkpoint']._serialized_options = b'\262\273\030\0038\200\002'
   _globals['_UPDATEMODELVERSIONREQUEST_SETLABELSENTRY']._loaded_options = None
   _globals['_UPDATEMODELVERSIONREQUEST_SETLABELSENTRY']._serialized_options = b'8\001'
   _globals['_UPDATEMODELVERSIONREQUEST'].fields_by_name['name']._loaded_options = None
@@ -76,12 +78,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETMODELALIASREQUEST'].fields_by_name['version']._serialized_options = b'\262\273\030\004\010\0018@'
   _globals['_SETMODELALIASREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_SETMODELALIASREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\0028@'
+  _globals['_SETMODELALIASREQUEST'].fields_by_name['expected_version']._loaded_options = None
+  _globals['_SETMODELALIASREQUEST'].fields_by_name['expected_version']._serialized_options = b'\262\273\030@2\027(none|[1-9][0-9]{0,9})?J%give the number of a version, or none'
   _globals['_DELETEMODELALIASREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEMODELALIASREQUEST'].fields_by_name['name']._serialized_options = b'\262\273\030\002\010\001'
   _globals['_DELETEMODELALIASREQUEST'].fields_by_name['alias']._loaded_options = None
   _globals['_DELETEMODELALIASREQUEST'].fields_by_name['alias']._serialized_options = b'\262\273\030\004\010\0018('
   _globals['_DELETEMODELALIASREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DELETEMODELALIASREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\0028@'
+  _globals['_DELETEMODELALIASREQUEST'].fields_by_name['expected_version']._loaded_options = None
+  _globals['_DELETEMODELALIASREQUEST'].fields_by_name['expected_version']._serialized_options = b'\262\273\030@2\027(none|[1-9][0-9]{0,9})?J%give the number of a version, or none'
   _globals['_VERSIONSERVICE'].methods_by_name['RegisterModelVersion']._loaded_options = None
   _globals['_VERSIONSERVICE'].methods_by_name['RegisterModelVersion']._serialized_options = b'\252\273\030G\n\014models.write\022\004POST\032.{parent=projects/*/models/*}/versions:register\"\001*'
   _globals['_VERSIONSERVICE'].methods_by_name['UpdateModelVersion']._loaded_options = None
@@ -93,29 +99,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERSIONSERVICE'].methods_by_name['DeleteModelAlias']._loaded_options = None
   _globals['_VERSIONSERVICE'].methods_by_name['DeleteModelAlias']._serialized_options = b'\252\273\030?\n\014models.write\022\004POST\032&{name=projects/*/models/*}:deleteAlias\"\001*'
   _globals['_REGISTERMODELVERSIONREQUEST']._serialized_start=189
-  _globals['_REGISTERMODELVERSIONREQUEST']._serialized_end=611
-  _globals['_REGISTERMODELVERSIONREQUEST_LABELSENTRY']._serialized_start=566
-  _globals['_REGISTERMODELVERSIONREQUEST_LABELSENTRY']._serialized_end=611
-  _globals['_REGISTERMODELVERSIONRESPONSE']._serialized_start=613
-  _globals['_REGISTERMODELVERSIONRESPONSE']._serialized_end=701
-  _globals['_UPDATEMODELVERSIONREQUEST']._serialized_start=704
-  _globals['_UPDATEMODELVERSIONREQUEST']._serialized_end=1096
-  _globals['_UPDATEMODELVERSIONREQUEST_SETLABELSENTRY']._serialized_start=1021
-  _globals['_UPDATEMODELVERSIONREQUEST_SETLABELSENTRY']._serialized_end=1069
-  _globals['_UPDATEMODELVERSIONRESPONSE']._serialized_start=1098
-  _globals['_UPDATEMODELVERSIONRESPONSE']._serialized_end=1184
-  _globals['_DELETEMODELVERSIONREQUEST']._serialized_start=1186
-  _globals['_DELETEMODELVERSIONREQUEST']._serialized_end=1288
-  _globals['_DELETEMODELVERSIONRESPONSE']._serialized_start=1290
-  _globals['_DELETEMODELVERSIONRESPONSE']._serialized_end=1318
-  _globals['_SETMODELALIASREQUEST']._serialized_start=1321
-  _globals['_SETMODELALIASREQUEST']._serialized_end=1542
-  _globals['_SETMODELALIASRESPONSE']._serialized_start=1544
-  _globals['_SETMODELALIASRESPONSE']._serialized_end=1625
-  _globals['_DELETEMODELALIASREQUEST']._serialized_start=1627
-  _globals['_DELETEMODELALIASREQUEST']._serialized_end=1727
-  _globals['_DELETEMODELALIASRESPONSE']._serialized_start=1729
-  _globals['_DELETEMODELALIASRESPONSE']._serialized_end=1813
-  _globals['_VERSIONSERVICE']._serialized_start=1816
-  _globals['_VERSIONSERVICE']._serialized_end=2825
+  _globals['_REGISTERMODELVERSIONREQUEST']._serialized_end=638
+  _globals['_REGISTERMODELVERSIONREQUEST_LABELSENTRY']._serialized_start=593
+  _globals['_REGISTERMODELVERSIONREQUEST_LABELSENTRY']._serialized_end=638
+  _globals['_REGISTERMODELVERSIONRESPONSE']._serialized_start=640
+  _globals['_REGISTERMODELVERSIONRESPONSE']._serialized_end=728
+  _globals['_UPDATEMODELVERSIONREQUEST']._serialized_start=731
+  _globals['_UPDATEMODELVERSIONREQUEST']._serialized_end=1123
+  _globals['_UPDATEMODELVERSIONREQUEST_SETLABELSENTRY']._serialized_start=1048
+  _globals['_UPDATEMODELVERSIONREQUEST_SETLABELSENTRY']._serialized_end=1096
+  _globals['_UPDATEMODELVERSIONRESPONSE']._serialized_start=1125
+  _globals['_UPDATEMODELVERSIONRESPONSE']._serialized_end=1211
+  _globals['_DELETEMODELVERSIONREQUEST']._serialized_start=1213
+  _globals['_DELETEMODELVERSIONREQUEST']._serialized_end=1315
+  _globals['_DELETEMODELVERSIONRESPONSE']._serialized_start=1317
+  _globals['_DELETEMODELVERSIONRESPONSE']._serialized_end=1345
+  _globals['_SETMODELALIASREQUEST']._serialized_start=1348
+  _globals['_SETMODELALIASREQUEST']._serialized_end=1665
+  _globals['_SETMODELALIASRESPONSE']._serialized_start=1667
+  _globals['_SETMODELALIASRESPONSE']._serialized_end=1748
+  _globals['_DELETEMODELALIASREQUEST']._serialized_start=1751
+  _globals['_DELETEMODELALIASREQUEST']._serialized_end=1947
+  _globals['_DELETEMODELALIASRESPONSE']._serialized_start=1949
+  _globals['_DELETEMODELALIASRESPONSE']._serialized_end=2033
+  _globals['_VERSIONSERVICE']._serialized_start=2036
+  _globals['_VERSIONSERVICE']._serialized_end=3045
 # @@protoc_insertion_point(module_scope)

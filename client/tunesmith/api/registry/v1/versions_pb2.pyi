@@ -55,6 +55,7 @@ class RegisterModelVersionRequest(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`projects/{project}/models/{model}`."""
     base_model: _builtins.str
@@ -65,9 +66,13 @@ class RegisterModelVersionRequest(_message.Message):
     """What it is, for people."""
     request_id: _builtins.str
     """Id chosen by the client, so that a repeated call acts once."""
+    checkpoint: _builtins.str
+    """Checkpoint of an external run whose files they are, `projects/{project}/jobs/{job}/checkpoints/{digest}`:
+    the version says what it was made from, and has the numbers noted with the checkpoint.
+    """
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ManifestFile]:
-        """Its files, all uploaded before (UploadBlob)."""
+        """Its files, all uploaded before (UploadBlob). Either these or `checkpoint`."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -83,10 +88,11 @@ class RegisterModelVersionRequest(_message.Message):
         description: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         request_id: _builtins.str = ...,
+        checkpoint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "dataset", b"dataset", "description", b"description", "files", b"files", "labels", b"labels", "parent", b"parent", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "checkpoint", b"checkpoint", "dataset", b"dataset", "description", b"description", "files", b"files", "labels", b"labels", "parent", b"parent", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -270,6 +276,7 @@ class SetModelAliasRequest(_message.Message):
     ALIAS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/{project}/models/{model}`."""
     alias: _builtins.str
@@ -278,6 +285,10 @@ class SetModelAliasRequest(_message.Message):
     """Version it names: a number, another alias or a stage."""
     request_id: _builtins.str
     """Id chosen by the client, so that a repeated call acts once."""
+    expected_version: _builtins.str
+    """Number of the version that the alias names, as the caller saw it; `none`: no version. Refused
+    when it names another by now. Empty: not checked.
+    """
     def __init__(
         self,
         *,
@@ -285,10 +296,11 @@ class SetModelAliasRequest(_message.Message):
         alias: _builtins.str = ...,
         version: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        expected_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "name", b"name", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "expected_version", b"expected_version", "name", b"name", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -327,22 +339,28 @@ class DeleteModelAliasRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ALIAS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/{project}/models/{model}`."""
     alias: _builtins.str
     """The alias."""
     request_id: _builtins.str
     """Id chosen by the client, so that a repeated call acts once."""
+    expected_version: _builtins.str
+    """Number of the version that the alias names, as the caller saw it. Refused when it names another
+    by now. Empty: not checked.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         alias: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        expected_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "expected_version", b"expected_version", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
