@@ -5,12 +5,18 @@ import math
 import random
 from pathlib import Path
 
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+
 from tests.metrics.support import JOB, PARENT, batch, losses, running_metrics, send
 from tests.support.bus import connected, running_nats
 from tests.support.wait import until, until_async
 from tunesmith.api.metrics.v1 import events_pb2, metrics_pb2
 from tunesmith_kit import subjects
 from tunesmith_kit.bus import Message
+from tunesmith_metrics.events import Rank
+from tunesmith_metrics.store import add_batches
+from tunesmith_metrics.tables import METADATA
 
 
 async def test_batches_in_any_order_any_cut_and_any_number_of_times_give_each_record_once(
@@ -166,3 +172,30 @@ async def test_nan_and_infinities_are_kept(tmp_path: Path) -> None:
         only = listed.metrics[0]
         assert math.isnan(only.last_value)
         assert (only.min_value, only.max_value) == (-math.inf, math.inf)
+
+
+def test_storing_a_batch_costs_the_same_however_much_its_job_has_stored(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'metrics.db'}")
+    METADATA.create_all(engine)
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    def store_one(seq: int) -> int:
+        """Stores a batch, and returns how much SQLite did for it, in hundreds of its instructions."""
+        nonlocal steps
+        one = batch(seq, losses(seq, seq))
+        with Session(engine) as session, session.begin():
+            connection = session.connection().connection.driver_connection
+            assert connection is not None
+            steps = 0
+            connection.set_progress_handler(count, 100)
+            add_batches(session, [(Rank("default", JOB, 1, 0), one, one.SerializeToString())])
+            connection.set_progress_handler(None, 0)
+        return steps
+
+    costs = [store_one(seq) for seq in range(1, 301)]
+    assert sum(costs[-20:]) <= 2 * sum(costs[:20]), (costs[:20], costs[-20:])
