@@ -126,7 +126,7 @@ def convert(
     """Make a version of MODEL from TARGET, a checkpoint or a version, in another form.
 
     `merged` works the adapter into the base model: a folder that transformers loads by itself. `adapter` of a
-    checkpoint is what training would have left at that step. GGUF is not made.
+    checkpoint is what training would have left at that step. GGUF: `models export --format gguf`.
 
     \b
     Examples:
