@@ -171,13 +171,14 @@ class Compactor:
 
 
 def _crowded(session: Session, old_revision: int) -> list[str]:
-    """Jobs with many segments, or with some from before a revision."""
+    """Jobs with many segments, or with some from before a revision; those that waited longest first."""
     of = SEGMENTS.c
     query = (
         select(of.job_id)
         .where(of.job_id.not_like("node.%"))
         .group_by(of.job_id)
         .having(or_(func.count() >= _MIN_SEGMENTS, func.min(of.revision) <= old_revision))
+        .order_by(func.min(of.revision))  # a pass takes longer than a job needs to be crowded again
         .limit(_MOST_JOBS)
     )
     return list(session.execute(query).scalars())

@@ -8,9 +8,13 @@ from sqlalchemy import func, select
 
 from tests.metrics.support import batch, losses, running_metrics, send
 from tests.support.wait import until_async
+from tunesmith_kit import migrate
 from tunesmith_kit.db import Database
+from tunesmith_metrics import compact
 from tunesmith_metrics.compact import Compactor
-from tunesmith_metrics.tables import SEGMENTS
+from tunesmith_metrics.events import Rank
+from tunesmith_metrics.store import add_batches
+from tunesmith_metrics.tables import METADATA, SEGMENTS
 
 
 async def test_merged_segments_hold_the_same_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,3 +56,32 @@ async def test_merged_segments_hold_the_same_points(tmp_path: Path, monkeypatch:
         assert len((await service.loss()).steps) == 302
         assert list((await service.loss(max_step=300)).values) == list(before.series[1].values)
         await db.close()
+
+
+async def test_a_job_has_its_turn_though_others_fill_up_again_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compact, "_MOST_JOBS", 1)
+    url = f"sqlite:///{tmp_path / 'metrics.db'}"
+    migrate.upgrade(url, "metrics", METADATA)
+    db = Database(url, "metrics")
+    compactor = Compactor(db)
+
+    async def fill(job_id: str, first: int) -> None:
+        for seq in range(first, first + 64):
+            one = batch(seq, losses(seq, seq), job_id=job_id)
+            item = (Rank("default", job_id, 1, 0), one, one.SerializeToString())
+            await db.write(lambda session, item=item: add_batches(session, [item]))  # type: ignore[misc]
+
+    async def one_pass() -> None:
+        await compactor.sum_up()
+        assert await compactor.compact() == 64
+
+    await fill("a", 1)
+    await fill("b", 1)
+    await one_pass()
+    await fill("a", 65)
+    await one_pass()
+    query = select(SEGMENTS.c.job_id).distinct()
+    assert await db.read(lambda session: list(session.execute(query).scalars())) == ["a"]
+    await db.close()
