@@ -12,7 +12,7 @@ from pathlib import Path
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
-from tunesmith import alertfile, names
+from tunesmith import names
 from tunesmith.api.metrics.v1 import alerts_pb2, rules_pb2
 from tunesmith.connection import Connection, new_request_id
 from tunesmith.errors import TunesmithError
@@ -193,6 +193,8 @@ class Alerts(Handle[Face]):
         With `prune` rules that the file does not have are deleted; with `dry_run` nothing is changed. Raises
         InvalidArgument with every mistake of the file.
         """
+        from tunesmith import alertfile  # with YAML, which only rule files need
+
         said = alertfile.read(Path(path), self._core.project)
         done: builtins.list[Applied] = []
         known_channels = {channel.name: channel for channel in await self._channels()}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 760, 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 40, 48
 _COLORS = ("#1f5fae", "#c2410c", "#15803d", "#7e22ce")
 _TEXT, _AXIS, _GRID = "#1f2937", "#6b7280", "#e5e7eb"
 _MOST_POINTS = 800
+
+
+def _escape(text: str) -> str:
+    return html.escape(text, quote=False)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def curves(found: Mapping[str, tuple[Sequence[Any], Sequence[Any]]], title: str,
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
         f'height="{HEIGHT}" font-family="system-ui, sans-serif" font-size="12" fill="{_TEXT}">\n'
-        f"<title>{escape(title)}</title>\n"
+        f"<title>{_escape(title)}</title>\n"
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>\n' + "\n".join(parts) + "\n</svg>\n"
     )
 
@@ -88,7 +92,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 def _frame(x: _Scale, y: _Scale, title: str, label: str) -> str:
     bottom = HEIGHT - _BOTTOM
-    lines = [f'<text x="{_LEFT}" y="20" font-size="14" font-weight="600">{escape(title)}</text>']
+    lines = [f'<text x="{_LEFT}" y="20" font-size="14" font-weight="600">{_escape(title)}</text>']
     for value in ticks(y.low, y.high):
         place = f"{y.at(value):.1f}"
         lines.append(f'<path d="M{_LEFT} {place}H{WIDTH - _RIGHT}" stroke="{_GRID}"/>')
@@ -101,7 +105,7 @@ def _frame(x: _Scale, y: _Scale, title: str, label: str) -> str:
     middle = (_LEFT + WIDTH - _RIGHT) // 2
     lines.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">step</text>')
     lines.append(f'<text transform="translate(16 {(_TOP + bottom) // 2}) rotate(-90)" '
-                 f'text-anchor="middle">{escape(label)}</text>')  # fmt: skip
+                 f'text-anchor="middle">{_escape(label)}</text>')  # fmt: skip
     return "\n".join(lines)
 
 
@@ -115,7 +119,7 @@ def _line(pairs: list[tuple[float, float]], x: _Scale, y: _Scale, color: str) ->
 
 def _legend(key: str, pairs: list[tuple[float, float]], place: int, color: str) -> str:
     right, down = WIDTH - _RIGHT, 20 + 16 * place
-    last = f"{escape(key)}, last {pairs[-1][1]:.4g}"
+    last = f"{_escape(key)}, last {pairs[-1][1]:.4g}"
     return (
         f'<text x="{right - 26}" y="{down}" text-anchor="end">{last}</text>'
         f'<path d="M{right - 20} {down - 4}h20" stroke="{color}" stroke-width="3"/>'

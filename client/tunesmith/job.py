@@ -11,7 +11,7 @@ from pathlib import Path
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from tunesmith import jobfile, names
+from tunesmith import names
 from tunesmith.api.jobs.v1 import jobs_pb2, queue_pb2, spec_pb2, state_pb2, verbs_pb2
 from tunesmith.api.jobs.v1.events_pb2 import JobEvent
 from tunesmith.api.metrics.v1 import metrics_pb2, trace_pb2
@@ -173,6 +173,8 @@ class Job(Handle[Face]):
 
         `overrides` change its spec, like `training.learning_rate=1e-4`; base model, method and adapter stay.
         """
+        from tunesmith import jobfile  # with YAML, which only edits need
+
         edits, paths = jobfile.edits(overrides, self.proto.spec)
         request = verbs_pb2.ForkJobRequest(
             name=self.proto.name,

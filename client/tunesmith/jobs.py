@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith import jobfile, names
+from tunesmith import names
 from tunesmith.api.jobs.v1 import jobs_pb2, spec_pb2
 from tunesmith.connection import Connection, new_request_id
 from tunesmith.faces import Face, Handle, both, stream
@@ -46,7 +46,7 @@ class Jobs(Handle[Face]):
         """
         request = jobs_pb2.CreateJobRequest(
             parent=self._core.parent,
-            spec=await asyncio.to_thread(jobfile.job_spec, spec, overrides),
+            spec=await asyncio.to_thread(_job_spec, spec, overrides),
             request_id=request_id or new_request_id(),
             validate_only=validate_only,
         )
@@ -61,7 +61,7 @@ class Jobs(Handle[Face]):
         """
         from tunesmith.api.gateway.v1 import quotes_pb2
 
-        full = await asyncio.to_thread(jobfile.job_spec, spec, overrides)
+        full = await asyncio.to_thread(_job_spec, spec, overrides)
         request = quotes_pb2.QuoteJobRequest(parent=self._core.parent, spec=full)
         return await self._core.call(self._core.quotes.QuoteJob, request)
 
@@ -103,3 +103,9 @@ class Jobs(Handle[Face]):
         async with contextlib.aclosing(messages):
             async for message in messages:
                 yield message
+
+
+def _job_spec(spec: Spec, overrides: Iterable[str]) -> spec_pb2.JobSpec:
+    from tunesmith import jobfile  # with YAML, which only a submission needs
+
+    return jobfile.job_spec(spec, overrides)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tunesmith import jobfile
 from tunesmith.cli import text
 from tunesmith.cli.failure import JOB_FAILED, say
 from tunesmith.cli.session import connect, console
@@ -74,6 +73,8 @@ def submit(
       tunesmith submit job.yaml -s training.learning_rate=1e-4 -s experiment=lower-lr
       tunesmith submit job.yaml --dry-run
     """
+    from tunesmith import jobfile
+
     content = jobfile.loads(sys.stdin.read(), "standard input") if str(file) == "-" else jobfile.read(file)
     spec = jobfile.parse(content, str(file), overrides)
     with connect(ctx) as client:
@@ -194,6 +195,8 @@ def show(ctx: click.Context, job: str, as_spec: bool, as_json: bool) -> None:
         if as_json:
             print_json(found.proto)
         elif as_spec:
+            from tunesmith import jobfile
+
             click.echo(jobfile.dumps(found.proto.spec), nl=False)
         else:
             print_card(found.proto, found.attempts())
